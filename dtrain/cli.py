@@ -1,0 +1,133 @@
+"""The command `dtrain`: arguments in, messages out; the work is done by the modules it calls."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from shard_tools.errors import UserError
+
+TRAIN_EXAMPLE = (
+    "example: accelerate launch --config_file accelerate_config.yaml -m dtrain train configs/demo.yaml "
+    "--stages.1.epochs 4"
+)
+EVALUATE_EXAMPLE = "example: dtrain evaluate runs/demo"
+PREDICT_EXAMPLE = "example: dtrain predict runs/demo --bg room.jpg --fgbg room_with_chair.jpg --out predictions"
+REPORT_EXAMPLE = "example: dtrain report runs/demo"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line, except for the configuration keys that `train` takes as options."""
+    parser = argparse.ArgumentParser(
+        prog="dtrain",
+        description="Train a depth and mask network on packed shards, with exact resume; evaluate, predict, report.",
+        epilog=TRAIN_EXAMPLE,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, summary: str, description: str, example: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=summary, description=description, epilog=example, allow_abbrev=False)
+
+    train = add(
+        "train",
+        "begin a run, or go on with it",
+        "Begin the run that CONFIG describes, or go on with it from its newest whole checkpoint. Started by a launcher "
+        "it runs as DDP on all processes. Every key of the configuration is an option: --data.threads 4, "
+        "--stages.1.batch 64, --run runs/other.",
+        TRAIN_EXAMPLE,
+    )
+    train.add_argument("config", type=Path, metavar="CONFIG", help="YAML file, such as configs/demo.yaml")
+    train.add_argument("--fresh", action="store_true", help="forget what is in the run folder and begin anew")
+    train.add_argument("--overwrite", action="store_true", help="with --fresh: even if that run is finished")
+
+    evaluate = add(
+        "evaluate",
+        "figures of a run on the test split",
+        "Evaluate a checkpoint on every sample of a split, beside predictors that look at nothing; writes "
+        "RUN/evaluation.json and RUN/evaluation.png.",
+        EVALUATE_EXAMPLE,
+    )
+    evaluate.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    evaluate.add_argument("--checkpoint", metavar="NAME", help="such as step-00000120 (default: the newest whole one)")
+    evaluate.add_argument("--split", metavar="NAME", help="split of the shards (default: the run's test split)")
+    evaluate.add_argument("--size", type=int, metavar="S", help="side in pixels (default: the last stage's)")
+    evaluate.add_argument("--manifest", type=Path, metavar="PATH", help="other shards than the run was trained on")
+
+    predict = add(
+        "predict",
+        "depth and mask of a pair of images",
+        "Predict depth (16-bit PNG) and mask (8-bit PNG) of one pair of images, at the size of the images, and a "
+        "panel to look at.",
+        PREDICT_EXAMPLE,
+    )
+    predict.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    predict.add_argument("--bg", type=Path, required=True, metavar="FILE", help="the background alone")
+    predict.add_argument("--fgbg", type=Path, required=True, metavar="FILE", help="the same with the object on it")
+    predict.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
+    predict.add_argument("--checkpoint", metavar="NAME", help="such as step-00000120 (default: the newest whole one)")
+    predict.add_argument("--size", type=int, metavar="S", help="side the network sees (default: the last stage's)")
+
+    report = add(
+        "report",
+        "one HTML file that shows a run",
+        "Write RUN/report.html: curves, table, panels, what was resumed and when. It opens without a network.",
+        REPORT_EXAMPLE,
+    )
+    report.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    return parser
+
+
+def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Do what the arguments say. Imports late, so that --help does not wait for torch."""
+    match arguments.command:
+        case "train":
+            from dtrain.config import load_config
+            from dtrain.loop import train
+
+            config = load_config(arguments.config, overrides)
+            train(config, fresh=arguments.fresh, overwrite=arguments.overwrite)
+        case "evaluate":
+            from dtrain.evaluate import evaluate_run
+
+            evaluate_run(
+                arguments.run,
+                checkpoint=arguments.checkpoint,
+                split=arguments.split,
+                size=arguments.size,
+                manifest=arguments.manifest,
+            )
+        case "predict":
+            from dtrain.predict import predict
+
+            predict(
+                arguments.run,
+                bg=arguments.bg,
+                fgbg=arguments.fgbg,
+                out=arguments.out,
+                checkpoint=arguments.checkpoint,
+                size=arguments.size,
+            )
+        case "report":
+            from dtrain.report import write_report
+
+            print(write_report(arguments.run))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; the exit status is 0 when all is done or a signal was obeyed, 1 for a user's mistake."""
+    parser = build_parser()
+    arguments, overrides = parser.parse_known_args(argv)
+    if overrides and arguments.command != "train":
+        parser.error(f"unknown arguments: {' '.join(overrides)}")
+    try:
+        run(arguments, overrides)
+    except UserError as error:
+        from dtrain.devices import report_user_error
+
+        report_user_error(error, "dtrain")
+        return 1
+    except KeyboardInterrupt:
+        print("dtrain: interrupted", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,237 @@
+"""What a run is: a YAML file, every key of which the command line can override; checked before anything starts."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dtrain.model import SIZE_DIVISOR
+from shard_tools.errors import UserError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataConfig(_Section):
+    """Where samples come from. Nothing but the manifest's content changes what is computed."""
+
+    manifest: Path = Field(description="shards.json, or the folder that holds it")
+    train_split: str = "train"
+    test_split: str = "test"
+    threads: int = Field(2, ge=0, le=256, description="decoding threads of each process; 0 decodes in the loop")
+    background_cache_mb: int = Field(64, ge=0, description="decoded backgrounds kept by each process")
+
+
+class ModelConfig(_Section):
+    """The network."""
+
+    width: float = Field(1.0, ge=1 / 32, le=8, description="scales all inner channel counts")
+
+
+class LossConfig(_Section):
+    """scale · (MSE of depth + BCE of mask)."""
+
+    scale: float = Field(1.0, gt=0, description="the write-up's K")
+
+
+class OptimizerConfig(_Section):
+    """How a gradient changes the weights."""
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd; beta1 of adam and adamw")
+
+
+class ScheduleConfig(_Section):
+    """The learning rate as a function of the samples seen in the whole run."""
+
+    name: Literal["constant", "cosine"] = "cosine"
+    warmup_samples: int = Field(0, ge=0, description="linear rise from 0 over the first samples")
+
+
+class StageConfig(_Section):
+    """A part of the run at one image size."""
+
+    size: int = Field(ge=SIZE_DIVISOR, multiple_of=SIZE_DIVISOR, description="side of the images in pixels")
+    batch: int = Field(ge=1, description="the global batch, whatever the number of processes")
+    epochs: int = Field(1, ge=1)
+    samples: int | None = Field(None, ge=1, description="train on the first N in packing order (default: all)")
+    learning_rate: float | None = Field(None, gt=0, description="instead of the optimizer's")
+
+
+class CheckpointConfig(_Section):
+    """When checkpoints are written besides the end of every epoch and a signal."""
+
+    every_steps: int = Field(500, ge=1)
+    keep_last: int = Field(3, ge=1)
+
+
+class EvaluateConfig(_Section):
+    """The evaluation at the end of an epoch."""
+
+    every_epochs: int = Field(1, ge=1, description="and always at the end of a stage")
+    samples: int | None = Field(None, ge=1, description="the first N of the test split (default: all)")
+    batch: int = Field(64, ge=1, description="samples at a time on each process; changes speed only")
+    panel_samples: int = Field(6, ge=1, le=64, description="rows of the picture panel")
+
+
+class LogConfig(_Section):
+    """What is written down on the way."""
+
+    every_steps: int = Field(10, ge=1)
+    trackers: tuple[Literal["tensorboard"], ...] = ("tensorboard",)
+    audit: bool = Field(False, description="write the keys of every step to RUN/audit/rank-R.jsonl")
+
+
+class Config(_Section):
+    """A whole run."""
+
+    run: Path = Field(description="the run folder")
+    data: DataConfig
+    stages: tuple[StageConfig, ...] = Field(min_length=1)
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    max_micro_batch: int = Field(
+        1024, ge=1, description="samples at a time on one device; a larger share of the batch is accumulated"
+    )
+    seed: int = Field(0, ge=0)
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    log: LogConfig = LogConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sections_are_mappings(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            raise ValueError("expected a mapping of keys to values")
+        return values
+
+    def to_yaml(self) -> str:
+        """The resolved configuration with every key, readable by `load_config`."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    def identity(self) -> dict[str, Any]:
+        """The keys that decide what is computed, flat ("optimizer.name"); a resumed run must have the same ones."""
+        chosen = self.model_dump(
+            mode="json",
+            exclude={
+                "run": True,
+                "data": {"manifest", "threads", "background_cache_mb"},
+                "max_micro_batch": True,
+                "checkpoint": True,
+                "evaluate": True,
+                "log": True,
+            },
+        )
+        return _flatten(chosen)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file and apply overrides such as ["--stages.0.size", "64", "--seed=1"].
+
+    Raises UserError that names the file or option, the key, what was expected and what was given.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; expected a run configuration, for instance configs/demo.yaml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a mapping of keys to values, as in configs/demo.yaml")
+    for key, value in _parse_overrides(overrides):
+        _set(values, key.split("."), value, f"--{key}")
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        problems = "\n".join("  " + _explain(problem) for problem in error.errors())
+        raise UserError(f"{path}: not a valid configuration:\n{problems}") from None
+
+
+def describe_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Lines "key: old → new" for two results of `Config.identity`."""
+    absent = "(absent)"
+    return [
+        f"{key}: {before.get(key, absent)} → {now.get(key, absent)}"
+        for key in [*before, *(key for key in now if key not in before)]
+        if before.get(key, absent) != now.get(key, absent)
+    ]
+
+
+def _parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
+    pairs = []
+    remaining = list(arguments)
+    while remaining:
+        option = remaining.pop(0)
+        if not option.startswith("--"):
+            raise UserError(f"{option!r}: expected an option such as --data.threads 4")
+        key, equals, text = option[2:].partition("=")
+        if not equals:
+            if not remaining:
+                raise UserError(f"{option}: a value is missing")
+            text = remaining.pop(0)
+        pairs.append((key, yaml.safe_load(text)))
+    return pairs
+
+
+def _set(values: Any, path: list[str], value: Any, option: str) -> None:
+    *parents, last = path
+    for part in parents:
+        values = _item(values, part, option) if isinstance(values, list) else values.setdefault(part, {})
+        if not isinstance(values, dict | list):
+            raise UserError(f"{option}: {part!r} is a value, not a section")
+    if isinstance(values, list):
+        _item(values, last, option)
+        values[int(last)] = value
+    else:
+        values[last] = value
+
+
+def _item(values: list[Any], part: str, option: str) -> Any:
+    if not part.isdigit() or int(part) >= len(values):
+        raise UserError(f"{option}: {part!r} is no item; there are {len(values)}, counted from 0")
+    return values[int(part)]
+
+
+def _explain(problem: Any) -> str:
+    key = ".".join(map(str, problem["loc"])) or "file"
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"{key}: unknown key; {hint}"
+    if problem["type"] == "missing":
+        return f"{key}: is missing"
+    return f"{key}: {problem['msg'].removeprefix('Value error, ')}, got {problem['input']!r}"
+
+
+def _known_keys(path: Sequence[int | str]) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in path:
+        if part == "stages":
+            model = StageConfig
+        elif isinstance(part, str):
+            annotation = model.model_fields[part].annotation
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                model = annotation
+    return list(model.model_fields)
+
+
+def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(values, dict):
+        items = values.items()
+    elif isinstance(values, list) and any(isinstance(value, dict) for value in values):
+        items = {str(number): value for number, value in enumerate(values)}.items()
+    else:
+        return {prefix.removesuffix("."): values}
+    return {k: v for key, value in items for k, v in _flatten(value, f"{prefix}{key}.").items()}

@@ -1,0 +1,75 @@
+"""Devices and processes through Accelerate, and agreement between processes on what only one of them looked up."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import broadcast_object_list
+from torch import nn
+
+from dtrain.config import Config
+from shard_tools.errors import UserError
+
+Value = TypeVar("Value")
+
+_MIXED_PRECISION = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """CUDA where there is any, else CPU with gloo; one process for each that the launcher started.
+
+    Raises UserError when there are more processes than GPUs on this machine.
+    """
+    cuda = torch.cuda.is_available()
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if cuda and local_processes > torch.cuda.device_count():
+        raise UserError(
+            f"{local_processes} processes were launched on a machine with {torch.cuda.device_count()} GPU(s); "
+            f"launch with --num_processes {torch.cuda.device_count()}"
+        )
+    return Accelerator(
+        cpu=not cuda,
+        mixed_precision=_MIXED_PRECISION[config.precision],
+        log_with=list(config.log.trackers),
+        project_dir=str(config.run),
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+
+
+def on_main_process(accelerator: Accelerator, function: Callable[[], Value]) -> Value:
+    """Call `function` on the main process alone and return its (picklable) value on every process.
+
+    A UserError it raises is raised on every process.
+    """
+    outcome: list[Value | str | None] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = function()
+        except UserError as error:
+            outcome[1] = str(error)
+    value, message = broadcast_object_list(outcome)
+    if message is not None:
+        raise UserError(message)
+    return value  # type: ignore[no-any-return]
+
+
+def broadcast_buffers(module: nn.Module) -> None:
+    """Give every process the main process's BatchNorm statistics, the ones that a checkpoint holds."""
+    if dist.is_initialized():
+        for buffer in module.buffers():
+            dist.broadcast(buffer, src=0)
+
+
+def report_user_error(error: UserError, program: str) -> None:
+    """Print the message once, by the process that people read.
+
+    The launcher ends all processes when the first one ends; the others wait a moment so that the message gets out.
+    """
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"{program}: {error}", flush=True)
+    else:
+        time.sleep(2)

@@ -1,0 +1,82 @@
+"""`dtrain evaluate`: a checkpoint on a split, beside predictors that look at nothing."""
+
+import json
+from pathlib import Path
+
+from dtrain.config import Config
+from dtrain.devices import make_accelerator
+from dtrain.evaluator import Evaluator
+from dtrain.metrics import Figures, trivial_figures
+from dtrain.model import SIZE_DIVISOR
+from dtrain.trained import load_trained
+from shard_tools.atomic import atomic_file, write_atomically
+from shard_tools.errors import UserError
+from shard_tools.manifest import manifest_folder, read_manifest
+
+_COLUMNS = ("mask_iou", "mask_accuracy", "depth_mse", "depth_rmse", "depth_r2")
+
+
+def evaluate_run(
+    path: Path,
+    *,
+    checkpoint: str | None = None,
+    split: str | None = None,
+    size: int | None = None,
+    manifest: Path | None = None,
+) -> Figures:
+    """Evaluate a run, print a table, write RUN/evaluation.json and RUN/evaluation.png; works under a launcher too.
+
+    Defaults: the newest whole checkpoint, the run's test split, the size of its last stage, the run's manifest.
+    Raises UserError for a run, checkpoint, split or size that is not there.
+    """
+    check_size(size)
+    config = load_trained(path, checkpoint).config
+    accelerator = make_accelerator(config)
+    trained = load_trained(path, checkpoint, accelerator.device)
+    place = manifest or config.data.manifest
+    split = split or config.data.test_split
+    size = size or config.stages[-1].size
+    evaluator = Evaluator(_whole_split(config), manifest_folder(place), read_manifest(place), accelerator, split)
+    figures = evaluator.figures(trained.module, size)
+    assert figures is not None, "nothing stops this evaluation"
+    if accelerator.is_main_process:
+        run = trained.run
+        picture = run.path / "evaluation.png"
+        with atomic_file(picture) as file:
+            evaluator.panel(trained.module, size).save(file, "PNG")
+        trivial = trivial_figures(figures)
+        result = {
+            "checkpoint": trained.checkpoint,
+            "split": split,
+            "samples": evaluator.samples,
+            "size": size,
+            "metrics": figures,
+            "trivial": trivial,
+        }
+        write_atomically(run.evaluation, json.dumps(result, indent=1) + "\n")
+        print(f"{path}, {trained.checkpoint}, on {evaluator.samples:,} samples of {split} at {size}×{size}:\n")
+        print(format_table({"this model": figures, **trivial}))
+        print(f"\nfigures: {run.evaluation}\npicture: {picture}", flush=True)
+    accelerator.end_training()
+    return figures
+
+
+def check_size(size: int | None) -> None:
+    """UserError unless the network can take images of this side."""
+    if size is not None and (size < SIZE_DIVISOR or size % SIZE_DIVISOR):
+        raise UserError(f"--size {size}: expected a multiple of {SIZE_DIVISOR}")
+
+
+def format_table(rows: dict[str, Figures]) -> str:
+    """A plain-text table, one line a predictor; what a predictor does not predict stays empty."""
+    width = max(map(len, rows))
+    lines = [" " * width + "".join(f"{column:>15}" for column in _COLUMNS)]
+    for name, figures in rows.items():
+        cells = [f"{figures[column]:15.4f}" if column in figures else f"{'–':>15}" for column in _COLUMNS]
+        lines.append(f"{name:<{width}}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def _whole_split(config: Config) -> Config:
+    """Training may look at a part of the test split; an evaluation that is asked for reads all of it."""
+    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"samples": None})})

@@ -1,0 +1,236 @@
+"""What a run says about itself: on the terminal, in the run folder and to the trackers.
+
+The main process writes; the others only take part in the averages. Nothing here changes what is computed.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+
+from dtrain.config import Config
+from dtrain.data.order import Position
+from dtrain.metrics import Figures
+from dtrain.plan import RunPlan, StagePlan
+from dtrain.resume import Start
+from dtrain.run_folder import RunFolder, State
+from shard_tools.atomic import atomic_file
+from shard_tools.progress import Progress
+
+SPEED_INTERVAL_SECONDS = 5.0
+
+
+class Journal:
+    """Opened when a run begins or goes on; told of every step, save, evaluation and end."""
+
+    def __init__(self, run: RunFolder, accelerator: Accelerator, config: Config, plan: RunPlan, start: Start) -> None:
+        self._run = run
+        self._accelerator = accelerator
+        self._config = config
+        self._plan = plan
+        self._main = accelerator.is_main_process
+        self._began = self._speed_since = time.perf_counter()
+        self._speed_samples = 0
+        self._waited = 0.0
+        self._progress: Progress | None = None
+        global_step = plan.steps_before(start.position)
+        if self._main:
+            if start.checkpoint:
+                run.truncate_metrics(start.state["metrics_bytes"])
+            self._progress = Progress(
+                run.path.name,
+                total=plan.total_samples,
+                initial=plan.samples_before(start.position),
+                unit="samples",
+            )
+            self._announce(start, global_step)
+            run.write_status("running", "", global_step)
+        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": global_step + 1}})
+
+    def stage_begins(self, stage: StagePlan) -> None:
+        """Say how a stage is cut."""
+        if not self._main:
+            return
+        processes = self._accelerator.num_processes
+        accumulated = f" × {stage.accumulation} micro-batches" if stage.accumulation > 1 else ""
+        dropped = (
+            f"; {stage.dropped} samples of each epoch don't fill a batch and are left out of it"
+            if stage.dropped
+            else ""
+        )
+        self._say(
+            f"stage {stage.number}: {stage.size}×{stage.size}, global batch {stage.batch} = {processes} process(es)"
+            f"{accumulated} × {stage.micro_batch}, {stage.epochs} epoch(s) of {stage.steps} steps{dropped}"
+        )
+
+    def step_done(
+        self,
+        stage: StagePlan,
+        position: Position,
+        *,
+        learning_rate: float,
+        means: Tensor,
+        keys: list[str],
+        waited: float,
+    ) -> None:
+        """Note a step that ends at `position`; `means` are (total, depth_mse, mask_bce) of this process's samples."""
+        if self._config.log.audit:
+            self._audit(position, keys)
+        self._waited += waited
+        self._speed_samples += stage.batch
+        global_step = self._plan.steps_before(position)
+        if global_step % self._config.log.every_steps == 0:
+            averaged = self._accelerator.reduce(means, "mean")
+            if self._main:
+                self._log_step(stage, position, global_step, learning_rate, averaged)
+        if self._progress:
+            self._progress.advance(stage.batch)
+            self._log_speed(global_step)
+
+    def saved(self, path: Path, global_step: int) -> None:
+        """Note a checkpoint."""
+        self._run.add_event("checkpoint", global_step, checkpoint=path.name)
+
+    def sync(self) -> int:
+        """Make metrics and curves durable before a checkpoint counts on them; the size of metrics.jsonl in bytes."""
+        for tracker in self._accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.writer.flush()
+        return self._run.sync_metrics()
+
+    def evaluated(self, stage: StagePlan, position: Position, figures: Figures, panel: Image.Image) -> None:
+        """Note an evaluation. Called by the main process alone."""
+        global_step = self._plan.steps_before(position)
+        self._run.add_metrics(
+            {
+                "kind": "evaluate",
+                "stage": position.stage,
+                "epoch": position.epoch,
+                "global_step": global_step,
+                "samples": self._plan.samples_before(position),
+                "size": stage.size,
+                "split": self._config.data.test_split,
+                "metrics": figures,
+            }
+        )
+        self._run.add_event("evaluate", global_step)
+        self._run.panels.mkdir(exist_ok=True)
+        with atomic_file(self._run.panels / f"step-{global_step:08d}.png") as file:
+            panel.save(file, "PNG")
+        for tracker in self._accelerator.trackers:
+            tracker.log({f"test/{name}": value for name, value in figures.items()}, step=global_step)
+            if tracker.name == "tensorboard":
+                tracker.log_images({"test/panel": np.asarray(panel)[None]}, step=global_step, dataformats="NHWC")
+        self._say(
+            f"evaluated after stage {position.stage}, epoch {position.epoch}: mask IoU {figures['mask_iou']:.4f}, "
+            f"depth MSE {figures['depth_mse']:.5f} (variance {figures['depth_variance']:.5f})"
+        )
+
+    def preempted(self, reason: str, global_step: int) -> None:
+        """The run was told to stop and its last checkpoint is written."""
+        if self._main:
+            self._run.add_event("preempted", global_step, signal=reason)
+            self._say(f"stopped by {reason} after step {global_step}; the same command goes on from there")
+            self._end("preempted", reason, global_step)
+
+    def done(self, global_step: int) -> None:
+        """The run reached its end."""
+        if self._main:
+            self._run.add_event("done", global_step, seconds=time.perf_counter() - self._began)
+            self._say(f"done after {global_step} steps: {self._run.path}")
+            self._end("done", "", global_step)
+
+    def failed(self, error: BaseException, global_step: int) -> None:
+        """The run ends with an error; its newest checkpoint stays good."""
+        if self._main:
+            reason = f"{type(error).__name__}: {error}"
+            self._run.add_event("failed", global_step, reason=reason)
+            self._end("failed", reason, global_step)
+
+    def _announce(self, start: Start, global_step: int) -> None:
+        stage = self._plan.stages[min(start.position.stage, len(self._plan.stages) - 1)]
+        details = {
+            "processes": self._accelerator.num_processes,
+            "device": str(self._accelerator.device),
+            "accumulation": stage.accumulation,
+            "micro_batch": stage.micro_batch,
+        }
+        for name, reason in start.passed_over:
+            self._run.add_event("passed_over", global_step, checkpoint=name, reason=reason)
+            self._say(f"passed over checkpoint {name}: {reason}")
+        if start.checkpoint is None:
+            self._run.add_event("start", global_step, **details)
+            self._say(f"begins: {self._run.path}, {self._plan.total_steps} steps on {details['processes']} process(es)")
+            return
+        position = start.position
+        self._run.add_event(
+            "resume",
+            global_step,
+            checkpoint=start.checkpoint.name,
+            stage=position.stage,
+            epoch=position.epoch,
+            step=position.step,
+            repeated_steps=start.repeated_steps,
+            **details,
+        )
+        self._say(
+            f"resumes from {start.checkpoint.name}: stage {position.stage}, epoch {position.epoch}, "
+            f"step {position.step} of {stage.steps} (global step {global_step} of {self._plan.total_steps}); "
+            f"{start.repeated_steps} logged steps are done again; "
+            f"written by {start.state['processes']} process(es), now {details['processes']}"
+        )
+
+    def _log_step(
+        self, stage: StagePlan, position: Position, global_step: int, learning_rate: float, averaged: Tensor
+    ) -> None:
+        loss, depth_mse, mask_bce = averaged.tolist()
+        line = {"loss": loss, "depth_mse": depth_mse, "mask_bce": mask_bce, "learning_rate": learning_rate}
+        self._run.add_metrics(
+            {
+                "kind": "train",
+                "stage": position.stage,
+                "epoch": position.epoch,
+                "step": position.step,
+                "global_step": global_step,
+                "samples": self._plan.samples_before(position),
+                "size": stage.size,
+                **line,
+            }
+        )
+        for tracker in self._accelerator.trackers:
+            tracker.log({f"train/{name}": value for name, value in line.items()}, step=global_step)
+        if self._progress:
+            self._progress.show({"loss": f"{loss:.4f}", "depth MSE": f"{depth_mse:.4f}", "mask BCE": f"{mask_bce:.4f}"})
+
+    def _log_speed(self, global_step: int) -> None:
+        """Now and then: samples per second, and the share of the time that the step waited for data."""
+        seconds = time.perf_counter() - self._speed_since
+        if seconds < SPEED_INTERVAL_SECONDS:
+            return
+        self._run.add_event(
+            "speed",
+            global_step,
+            samples_per_second=self._speed_samples / seconds,
+            data_wait=self._waited / seconds,
+        )
+        self._speed_since, self._speed_samples, self._waited = time.perf_counter(), 0, 0.0
+
+    def _audit(self, position: Position, keys: list[str]) -> None:
+        self._run.audit.mkdir(exist_ok=True)
+        line = {"stage": position.stage, "epoch": position.epoch, "step": position.step - 1, "keys": keys}
+        path = self._run.audit / f"rank-{self._accelerator.process_index}.jsonl"
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _say(self, message: str) -> None:
+        if self._progress:
+            self._progress.note(message)
+
+    def _end(self, state: State, reason: str, global_step: int) -> None:
+        self._run.write_status(state, reason, global_step)
+        if self._progress:
+            self._progress.close()

@@ -1,0 +1,325 @@
+"""From the record of a run to the text of its page. Pure apart from reading the template beside it."""
+
+import math
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from importlib.resources import files
+
+import jinja2
+from markupsafe import Markup
+
+from dtrain.report.chart import Mark, Series, line_chart
+from dtrain.report.curve import Points
+from dtrain.report.metric_names import MetricName, metric_name
+from dtrain.report.pictures import Album, Picture
+from dtrain.report.run_data import Evaluation, Event, RunData
+
+_MAX_EPOCH_MARKS = 24
+_LOG_FROM_SPREAD = 20
+_NBSP = "\N{NO-BREAK SPACE}"
+_SAMPLES_AXIS = "training samples seen"
+_EVENT_TITLES = {
+    "start": "Started",
+    "resume": "Resumed",
+    "preempted": "Preempted",
+    "passed_over": "Checkpoint passed over",
+    "done": "Finished",
+    "failed": "Failed",
+}
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """One of the key results: a large value under its label, with a line of explanation."""
+
+    label: str
+    value: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class _ResultRow:
+    metric: MetricName
+    model: str
+    trivial: Sequence[str]
+
+
+@dataclass(frozen=True)
+class _EventRow:
+    kind: str
+    time: str
+    title: str
+    step: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class _Chart:
+    title: str
+    svg: Markup
+
+
+def render_page(run: RunData, album: Album) -> str:
+    """Return the whole HTML page of a run and its panels; all that comes from the run is escaped."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["count"] = _count
+    template = environment.from_string(files("dtrain.report").joinpath("page.html").read_text("utf-8"))
+    evaluation = run.latest_evaluation
+    return template.render(
+        run=run,
+        last_seen=_utc(run.lives.stretches[-1][1]) if run.lives.stretches else "",
+        figures=_figures(run),
+        evaluation=evaluation,
+        results=_results(evaluation) if evaluation else [],
+        latest=album.latest,
+        frames=album.frames if len(album.frames) > 1 else [],
+        caption=partial(_panel_caption, run),
+        charts=_charts(run),
+        has_stages=len({boundary.stage for boundary in run.boundaries}) > 1,
+        story=_story(run),
+        event_rows=_event_rows(run.events),
+    )
+
+
+def _figures(run: RunData) -> list[_Figure]:
+    figures = []
+    evaluation = run.latest_evaluation
+    if evaluation:
+        figures += [figure for figure in (_iou_figure(evaluation), _depth_figure(evaluation)) if figure]
+    figures.append(_Figure("Samples seen", f"{run.samples:,}", f"in {_count(run.global_step, 'step')}"))
+    if run.lives.stretches:
+        detail = _count(len(run.lives.stretches), "session")
+        if run.lives.seconds_away >= 1:
+            detail += f", and {_duration(run.lives.seconds_away)} away between them"
+        figures.append(_Figure("Time running", _duration(run.lives.seconds), detail))
+    return figures
+
+
+def _iou_figure(evaluation: Evaluation) -> _Figure | None:
+    if "mask_iou" not in evaluation.metrics:
+        return None
+    detail = f"on {evaluation.split}; 1 is perfect"
+    for name, metrics in evaluation.trivial.items():
+        if "mask_iou" in metrics:
+            detail += f", {name} has {metrics['mask_iou']:.2g}"
+    return _Figure("Mask IoU", f"{evaluation.metrics['mask_iou']:.3f}", detail)
+
+
+def _depth_figure(evaluation: Evaluation) -> _Figure | None:
+    error = evaluation.metrics.get("depth_mse")
+    if error is None:
+        return None
+    variance = evaluation.metrics.get(
+        "depth_variance", evaluation.trivial.get("mean depth", {}).get("depth_mse", math.nan)
+    )
+    if not variance > 0:
+        return _Figure("Depth MSE", f"{error:.3g}", f"on {evaluation.split}, depth in [0, 1]")
+    return _Figure(
+        "Depth MSE ÷ variance", f"{error / variance:.1%}", f"{error:.5f} of {variance:.5f}, on {evaluation.split}"
+    )
+
+
+def _results(evaluation: Evaluation) -> list[_ResultRow]:
+    rows = []
+    for key, value in evaluation.metrics.items():
+        metric = metric_name(key)
+        trivial = [metric.show(metrics[key]) if key in metrics else "–" for metrics in evaluation.trivial.values()]
+        rows.append(_ResultRow(metric, metric.show(value), trivial))
+    return rows
+
+
+def _charts(run: RunData) -> list[_Chart]:
+    marks = _marks(run)
+    charts = []
+
+    def add(title: str, y_label: str, series: list[Series], limits: tuple[float, float] | None = None) -> None:
+        if any(line.points.x for line in series):
+            svg = line_chart(
+                series,
+                title=f"{title}: {y_label} over {_SAMPLES_AXIS}",
+                x_label=_SAMPLES_AXIS,
+                y_label=y_label,
+                x_end=run.samples,
+                marks=marks,
+                y_limits=limits,
+                log=limits is None and _spread(series) > _LOG_FROM_SPREAD,
+            )
+            charts.append(_Chart(title, Markup(svg)))
+
+    training = dict(run.training)
+    loss = Series("loss", training.pop("loss", Points()))
+    learning_rate = Series("learning rate", training.pop("learning_rate", Points()))
+    add("Training loss", "loss", [loss])
+    add(
+        "Parts of the loss",
+        "mean a step",
+        [Series(metric_name(name).title, points) for name, points in training.items()],
+    )
+    add("Mask IoU, evaluated", "IoU", _evaluated(run, "mask_iou"), (0.0, 1.0))
+    add("Depth MSE, evaluated", "MSE", _evaluated(run, "depth_mse"))
+    add("Learning rate", "learning rate", [learning_rate], (0.0, 0.0))
+    add("Throughput", "samples/s", [Series("samples/s", run.speed)], (0.0, 0.0))
+    add("Waiting for data", "% of time", [Series("data wait", _percent(run.data_wait))], (0.0, 1.0))
+    return charts
+
+
+def _evaluated(run: RunData, metric: str) -> list[Series]:
+    return [
+        Series(f"{metric_name(name).title}, {split}", points)
+        for (split, name), points in run.evaluations.items()
+        if name == metric
+    ]
+
+
+def _percent(points: Points) -> Points:
+    def scale(values: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(100 * value for value in values)
+
+    return Points(points.x, scale(points.y), scale(points.low), scale(points.high))
+
+
+def _spread(series: Sequence[Series]) -> float:
+    """Return the largest y ÷ the smallest, of those above 0."""
+    values = [y for line in series for y in line.points.y if math.isfinite(y) and y > 0]
+    return max(values) / min(values) if values else 1.0
+
+
+def _marks(run: RunData) -> list[Mark]:
+    """Return stages (labelled if they are several), epochs (left out if they are many) and resumes."""
+    stages = len({boundary.stage for boundary in run.boundaries})
+    epochs_shown = len(run.boundaries) <= _MAX_EPOCH_MARKS
+    marks = []
+    previous_stage = None
+    for boundary in run.boundaries:
+        new_stage = stages > 1 and boundary.stage != previous_stage
+        previous_stage = boundary.stage
+        title = f"stage {boundary.stage}, epoch {boundary.epoch}"
+        if new_stage:
+            label = f"stage {boundary.stage}" + (f", {boundary.size} px" if boundary.size else "")
+            marks.append(Mark(boundary.samples, "stage", label, title))
+        elif epochs_shown:
+            label = "" if stages > 1 else f"epoch {boundary.epoch}"
+            marks.append(Mark(boundary.samples, "epoch", label, title))
+    for event in run.events:
+        if event.name == "resume" and event.global_step is not None:
+            title = f"resumed at step {event.global_step:,}, {_utc(event.time)} UTC"
+            marks.append(Mark(run.samples_by_step.at(event.global_step), "resume", title=title))
+    return [mark for mark in marks if math.isfinite(mark.x)]
+
+
+def _panel_caption(run: RunData, picture: Picture) -> str:
+    """Return when in the training the picture was drawn."""
+    samples = run.samples_by_step.at(picture.global_step)
+    return f"Step {picture.global_step:,}" + (f" · {samples:,.0f} samples" if math.isfinite(samples) else "")
+
+
+def _story(run: RunData) -> str:
+    """Return in a few words how often the run was interrupted and what was kept of it."""
+    names = [event.name for event in run.events]
+    parts = [f"{_count(len(run.lives.stretches), 'session')}"]
+    for name, verb in (("preempted", "preempted"), ("resume", "resumed"), ("failed", "failed")):
+        if name in names:
+            parts.append(f"{verb} {_times(names.count(name))}")
+    if "passed_over" in names:
+        parts.append(f"{_count(names.count('passed_over'), 'checkpoint')} passed over")
+    checkpoints = f"{_count(run.checkpoints, 'checkpoint')} written"
+    if run.last_checkpoint_step is not None:
+        checkpoints += f", the last at step {run.last_checkpoint_step:,}"
+    return "; ".join([*parts, checkpoints]) + "."
+
+
+def _event_rows(events: Sequence[Event]) -> list[_EventRow]:
+    rows = []
+    previous = ""
+    for event in events:
+        rows.append(
+            _EventRow(
+                kind=event.name if event.name in _EVENT_TITLES else "other",
+                time=_utc(event.time),
+                title=_EVENT_TITLES.get(event.name, event.name),
+                step="" if event.global_step is None else f"{event.global_step:,}",
+                detail=_event_detail(event, previous),
+            )
+        )
+        if event.name != "passed_over":
+            previous = event.name
+    return rows
+
+
+def _event_detail(event: Event, previous: str) -> str:
+    """Return one line about an event; `previous` is the name of the one before it."""
+    details = dict(event.details)
+    parts = []
+    if event.name == "resume":
+        checkpoint = details.pop("checkpoint", None)
+        place = [f"{key} {details.pop(key)}" for key in ("stage", "epoch", "step") if key in details]
+        parts.append(f"from {checkpoint}" if checkpoint else "from a checkpoint")
+        if place:
+            parts.append(", ".join(place))
+        if previous in ("start", "resume"):
+            parts.append("after an end without notice")
+    if event.name == "preempted" and "signal" in details:
+        parts.append(f"by {_signal_name(details.pop('signal'))}")
+    if event.name == "passed_over":
+        parts += [str(details.pop(key)) for key in ("checkpoint", "reason") if key in details]
+    if event.name == "done" and isinstance(seconds := details.get("seconds"), int | float):
+        del details["seconds"]
+        parts.append(f"after {_duration(seconds)}")
+    if "processes" in details:
+        parts.append(_cut(details))
+    parts += [f"{key.replace('_', ' ')} {value}" for key, value in details.items()]
+    return " · ".join(parts)
+
+
+def _cut(details: dict[str, object]) -> str:
+    """Take from `details` how the global batch was cut, and return it: 2 processes × 2 × micro-batch 16 on cuda."""
+    processes = details.pop("processes")
+    text = f"{processes} {'process' if processes == 1 else 'processes'}"
+    accumulation = details.pop("accumulation", 1)
+    if accumulation != 1:
+        text += f" × {accumulation} accumulated"
+    if "micro_batch" in details:
+        text += f" × micro-batch {details.pop('micro_batch')}"
+    if "device" in details:
+        text += f" on {details.pop('device')}"
+    return text
+
+
+def _signal_name(number: object) -> str:
+    if isinstance(number, int):
+        try:
+            return signal.Signals(number).name
+        except ValueError:
+            return f"signal {number}"
+    return str(number)
+
+
+def _utc(seconds: float) -> str:
+    try:
+        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}"
+    except (OverflowError, ValueError, OSError):
+        return f"{seconds:g} s"
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}{_NBSP}s"
+    minutes, second = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes}{_NBSP}min {second}{_NBSP}s"
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}{_NBSP}h {minute}{_NBSP}min"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def _times(number: int) -> str:
+    return {1: "once", 2: "twice"}.get(number, f"{number:,} times")

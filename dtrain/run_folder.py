@@ -1,0 +1,132 @@
+"""The run folder and its small files: config, status, metrics, events, lock. Only the main process writes here.
+
+metrics.jsonl holds what was learned and is the same for a run that was killed and one that was not; events.jsonl
+holds what happened to the run and when.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from dtrain.config import Config, load_config
+from shard_tools.atomic import write_atomically
+from shard_tools.errors import UserError
+
+LOCK_WAIT_SECONDS = 30.0
+
+State = Literal["running", "preempted", "done", "failed"]
+
+
+class RunFolder:
+    """Paths of a run and the ways to read and write them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.status = path / "status.json"
+        self.metrics = path / "metrics.jsonl"
+        self.events = path / "events.jsonl"
+        self.evaluation = path / "evaluation.json"
+        self.checkpoints = path / "checkpoints"
+        self.panels = path / "panels"
+        self.audit = path / "audit"
+        self.tensorboard = path / "tensorboard"
+        self._lock: int | None = None
+
+    def require(self) -> "RunFolder":
+        """Return self; UserError unless this is a run folder."""
+        if not self.config.is_file():
+            raise UserError(f"{self.path}: not a run folder (no config.yaml); expected the `run` of a training")
+        return self
+
+    def load_config(self) -> Config:
+        """The resolved configuration that the run was started with."""
+        return load_config(self.require().config)
+
+    def lock(self) -> None:
+        """Keep other trainings out until this process ends, however it ends.
+
+        Processes of a run that was just killed may hold the lock until their next step, so this waits a while.
+        Raises UserError if the folder stays locked or can't be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: the run folder can't be written: {error.strerror}; choose another with --run"
+            ) from None
+        deadline = time.monotonic() + LOCK_WAIT_SECONDS
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    holder = os.pread(self._lock, 100, 0).decode(errors="replace").strip()
+                    raise UserError(
+                        f"{self.path}: another training runs in this folder ({holder}); "
+                        "wait for it, end it, or choose another folder with --run"
+                    ) from None
+                time.sleep(0.2)
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+
+    def clear(self) -> None:
+        """Remove all that a training wrote here, and nothing else."""
+        for path in (self.checkpoints, self.panels, self.audit, self.tensorboard):
+            shutil.rmtree(path, ignore_errors=True)
+        for path in (self.config, self.status, self.metrics, self.events, self.evaluation):
+            path.unlink(missing_ok=True)
+
+    def read_status(self) -> dict[str, Any]:
+        """The content of status.json; empty if there is none."""
+        try:
+            status: dict[str, Any] = json.loads(self.status.read_text())
+        except FileNotFoundError:
+            return {}
+        return status
+
+    def write_status(self, state: State, reason: str, global_step: int) -> None:
+        """Say how the run stands; a launcher's exit code does not."""
+        status = {
+            "state": state,
+            "reason": reason,
+            "global_step": global_step,
+            "updated": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        write_atomically(self.status, json.dumps(status, indent=1) + "\n")
+
+    def add_metrics(self, line: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
+        _append(self.metrics, line)
+
+    def add_event(self, event: str, global_step: int, **details: Any) -> None:
+        """Append a line to events.jsonl, with the time."""
+        _append(self.events, {"time": time.time(), "event": event, "global_step": global_step, **details})
+
+    def sync_metrics(self) -> int:
+        """Make metrics.jsonl durable and return its size in bytes, to be kept with a checkpoint."""
+        with self.metrics.open("ab") as file:
+            os.fsync(file.fileno())
+            return file.tell()
+
+    def truncate_metrics(self, size: int) -> None:
+        """Forget the lines written after the checkpoint at which metrics.jsonl had `size` bytes."""
+        with self.metrics.open("ab") as file:
+            if file.tell() < size:
+                raise UserError(
+                    f"{self.metrics}: {file.tell()} bytes, but the checkpoint was written when it had {size}; "
+                    "put the file back as it was, or start anew with --fresh"
+                )
+            file.truncate(size)
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")

@@ -1,0 +1,50 @@
+"""A trained network, as `evaluate` and `predict` use it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dtrain.checkpoint import DamagedCheckpointError, list_checkpoints, load_checkpoint, load_newest, verify
+from dtrain.config import Config
+from dtrain.model import DepthMaskNet
+from dtrain.run_folder import RunFolder
+from shard_tools.errors import UserError
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network in evaluation mode and where it comes from."""
+
+    run: RunFolder
+    config: Config
+    checkpoint: str
+    module: DepthMaskNet
+
+
+def load_trained(path: Path, checkpoint: str | None, device: torch.device | None = None) -> Trained:
+    """Load checkpoint `checkpoint` of the run in `path`, or its newest whole one, to `device`.
+
+    Raises UserError if `path` is no run folder, or has no such checkpoint, or only damaged ones.
+    """
+    run = RunFolder(path).require()
+    config = run.load_config()
+    if checkpoint is None:
+        found, loaded, passed_over = load_newest(run.checkpoints)
+        if found is None or loaded is None:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in passed_over)
+            raise UserError(f"{run.checkpoints}: holds no whole checkpoint{': ' * bool(reasons)}{reasons}; train first")
+    else:
+        found = run.checkpoints / checkpoint
+        names = [path.name for path in list_checkpoints(run.checkpoints)]
+        if checkpoint not in names:
+            raise UserError(f"{found}: no such checkpoint; there are: {', '.join(names) or 'none'}")
+        try:
+            verify(found)
+            loaded = load_checkpoint(found)
+        except DamagedCheckpointError as error:
+            raise UserError(f"{found}: damaged: {error}; choose another one") from None
+    module = DepthMaskNet(config.model.width)
+    module.load_state_dict(loaded.weights)
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Trained(run, config, found.name, module.to(device).eval())

@@ -1,0 +1,167 @@
+"""Make tuples from a user's own photographs, with a flat ground plane as a stand-in for depth.
+
+Reads photographs and refuses those that cannot be used; where objects go is the business of `recipe`, and writing the
+tree that of `tree`.
+"""
+
+import hashlib
+import re
+import shlex
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from shard_tools import recipe
+from shard_tools.errors import UserError
+from shard_tools.tree import Background, check_size, describe, write_tree
+
+MAX_PIXELS = 89_000_000
+"""Of one photograph; below the limit at which Pillow warns of decompression bombs."""
+
+DEPTH_KIND = "stand-in: ground plane"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A photograph: its `path`, and the SHA-256 of the file."""
+
+    path: Path
+    sha256: str
+
+
+def compose(out: Path, *, backgrounds: Path, foregrounds: Path, size: int, workers: int) -> str:
+    """Place every foreground of a folder on every background of another one, and say what was made.
+
+    `size` is the side of the pictures in pixels. A run that was interrupted is finished by the same call. Raises
+    UserError for a folder or a picture that cannot be used, a bad size, and an `out` that holds something else.
+    """
+    check_size(size)
+    background_sources, ignored_backgrounds = find_images(backgrounds, "backgrounds")
+    foreground_sources, ignored_foregrounds = find_images(foregrounds, "foregrounds")
+    _check_apart(out, backgrounds, foregrounds)
+    metadata = describe(
+        size=size,
+        depth={
+            "kind": DEPTH_KIND,
+            "note": (
+                "not measured and not estimated: 0.12 / (y - horizon) below the horizon of a level camera over a flat floor, "
+                "1 from the far plane on; an object has the depth of the floor that it stands on"
+            ),
+        },
+        source={
+            "made_by": "shard-tools compose",
+            "backgrounds": [{"file": source.path.name, "sha256": source.sha256} for source in background_sources],
+            "foregrounds": [{"file": source.path.name, "sha256": source.sha256} for source in foreground_sources],
+        },
+    )
+    done = write_tree(
+        out,
+        metadata,
+        [partial(read_background, source.path, size) for source in background_sources],
+        [partial(read_foreground, source.path) for source in foreground_sources],
+        workers=workers,
+    )
+    lines = [done, f"depth is a {DEPTH_KIND}, not measured; masks are the foregrounds' alpha"]
+    ignored = ignored_backgrounds + ignored_foregrounds
+    if ignored:
+        lines.append(f"left out, being no pictures: {', '.join(path.name for path in ignored)}")
+    folder = str(out)
+    lines.append(f"next: shard-tools build {shlex.quote(folder)} {shlex.quote(folder + '-shards')}")
+    return "\n".join(lines)
+
+
+def find_images(folder: Path, role: str) -> tuple[list[Source], list[Path]]:
+    """The pictures of `folder` in natural order (2 before 10), and the files that do not have a picture's name.
+
+    Hidden files and folders are passed over. Raises UserError if there is no such folder or no picture in it.
+    """
+    option = f"--{role} {folder}"
+    if not folder.is_dir():
+        problem = "is a file" if folder.exists() else "there is no such folder"
+        raise UserError(f"{option}: {problem}; expected a folder of pictures; check the path")
+    try:
+        files = sorted(
+            (path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")), key=_natural_key
+        )
+        known = Image.registered_extensions()
+        sources = [
+            Source(path, hashlib.sha256(path.read_bytes()).hexdigest())
+            for path in files
+            if path.suffix.lower() in known
+        ]
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from None
+    if not sources:
+        kind = "PNG with alpha" if role == "foregrounds" else "JPEG, PNG or any other that Pillow reads"
+        raise UserError(f"{option}: no pictures in it; expected at least one ({kind}); check the path")
+    return sources, [path for path in files if path.suffix.lower() not in known]
+
+
+def read_background(path: Path, size: int) -> Background:
+    """The central square of a photograph, turned as EXIF says, at `size` pixels, with the stand-in depth.
+
+    Raises UserError if the file is no picture that can be used.
+    """
+    image = _read(path)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema() != (255, 255):
+            raise UserError(
+                f"{path}: a background with transparent parts; expected an opaque picture; flatten it first"
+            )
+    square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
+    return Background(np.asarray(square), recipe.ground_plane(size))
+
+
+def read_foreground(path: Path) -> Image.Image:
+    """An object as RGBA, turned as EXIF says, cropped to where its alpha is not 0.
+
+    Raises UserError if the file is no picture that can be used, has no alpha, or is wholly transparent.
+    """
+    image = _read(path)
+    if not image.has_transparency_data:
+        raise UserError(
+            f"{path}: has no alpha channel ({image.format or 'mode'} {image.mode}); expected a PNG with a transparent background; "
+            "cut the object out and save it as RGBA PNG"
+        )
+    image = image.convert("RGBA")
+    visible = image.getchannel("A").getbbox()
+    if visible is None:
+        raise UserError(f"{path}: is wholly transparent; expected an object on a transparent background; leave it out")
+    return image.crop(visible)
+
+
+def _natural_key(path: Path) -> tuple[list[tuple[int, str]], str]:
+    parts = re.findall(r"(\d+)|(\D+)", path.name.lower())
+    return [(int(digits), "") if digits else (-1, text) for digits, text in parts], path.name
+
+
+def _check_apart(out: Path, *folders: Path) -> None:
+    for folder in folders:
+        if folder.resolve().is_relative_to(out.resolve()):
+            raise UserError(f"{out}: holds the inputs ({folder}); expected a folder of its own; choose another OUT")
+
+
+def _read(path: Path) -> Image.Image:
+    """Decode a picture of at most `MAX_PIXELS` and 8 bits a channel, and turn it as its EXIF orientation says."""
+    too_large = UserError(
+        f"{path}: more than {MAX_PIXELS / 1e6:.0f} million pixels; expected a photograph; scale it down first"
+    )
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise too_large
+            image.load()
+            turned = ImageOps.exif_transpose(image)
+    except Image.DecompressionBombError:
+        raise too_large from None
+    except UnidentifiedImageError:
+        raise UserError(f"{path}: not a picture that can be read; replace the file or leave it out") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"{path}: cannot be decoded ({error}); replace the file or leave it out") from None
+    if turned.mode in {"I", "F"} or turned.mode.startswith("I;"):
+        raise UserError(f"{path}: has more than 8 bits a channel (mode {turned.mode}); save it with 8 bits")
+    return turned

@@ -1,0 +1,226 @@
+"""The nested tree: bg/bgB.jpg and bgB/fg_F/{overlay,depth,mask}/K.jpg. Lists folders; never stats or opens a file."""
+
+import os
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import overload
+
+from shard_tools.checks import EXTENSIONS, Problem
+from shard_tools.errors import UserError
+from shard_tools.layouts import COMPONENTS, Findings, SourceTuple
+
+NAME = "nested"
+EXPECTED = "bg/bgB.jpg and bgB/fg_F/{overlay,depth,mask}/K.jpg"
+
+_SUFFIX = f"(?i:{'|'.join(map(re.escape, EXTENSIONS))})"
+_IMAGE = re.compile(rf"([0-9]+){_SUFFIX}")
+_BACKGROUND_IMAGE = re.compile(rf"bg([0-9]+){_SUFFIX}")
+_BACKGROUND_FOLDER = re.compile(r"bg([0-9]+)")
+_FOREGROUND_FOLDER = re.compile(r"fg_([0-9]+)")
+
+Names = dict[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Placements:
+    """The placements that all three folders of a foreground have, and the file names; shared where they are equal."""
+
+    numbers: tuple[int, ...]
+    overlay: tuple[str, ...]
+    depth: tuple[str, ...]
+    mask: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Foreground:
+    """One folder bgB/fg_F that has complete tuples."""
+
+    background: int
+    foreground: int
+    path: str
+    background_file: str
+    mask_folder: str
+    placements: _Placements
+
+
+def scan(source: Path) -> Findings:
+    """Find the tuples below `source`, ordered by (background, foreground, placement), each as a number.
+
+    Raises UserError when the folder cannot be listed, holds no such tree, or two names stand for one number.
+    """
+    if not source.is_dir():
+        raise UserError(f"{source}: no such folder; expected a tree with {EXPECTED}")
+    return _Scan(source).run()
+
+
+class _Scan:
+    def __init__(self, source: Path) -> None:
+        self._source = source
+        self._foregrounds: list[_Foreground] = []
+        self._problems: list[Problem] = []
+        self._found = 0
+        self._shared: dict[_Placements, _Placements] = {}
+
+    def run(self) -> Findings:
+        images = self._numbered("bg", _BACKGROUND_IMAGE) if "bg" in self._folders("") else {}
+        folders = self._numbered_folders("", _BACKGROUND_FOLDER)
+        per_background = {
+            number: self._scan_background(number, folders[number], images.get(number)) for number in sorted(folders)
+        }
+        if not self._found:
+            raise UserError(f"{self._source}: no tuples found; expected {EXPECTED}")
+        unused = sorted(number for number in images if not per_background.get(number))
+        return Findings(
+            layout=NAME,
+            tuples=_Tuples(self._foregrounds),
+            per_background=tuple(count for count in per_background.values() if count),
+            extensions=self._extensions(),
+            found=self._found,
+            problems=tuple(self._problems),
+            notes=(_not_used([images[number] for number in unused]),) if unused else (),
+        )
+
+    def _scan_background(self, background: int, folder: str, image: str | None) -> int:
+        """Collect the tuples of one background; returns how many are complete."""
+        complete = 0
+        foregrounds = self._numbered_folders(folder, _FOREGROUND_FOLDER)
+        for foreground in sorted(foregrounds):
+            path = f"{folder}/{foregrounds[foreground]}"
+            mask_folder, listed = self._list_foreground(path)
+            numbers = sorted(set().union(*listed))
+            self._found += len(numbers)
+            whole = numbers
+            if image is None or not listed[0].keys() == listed[1].keys() == listed[2].keys():
+                folders = ("overlay", "depth", mask_folder)
+                for number in numbers:
+                    key = f"bg{background}_fg_{foreground}_{number}"
+                    if image is None:
+                        self._problems.append(Problem(key, f"bg/bg{background}.jpg", "missing"))
+                    self._problems += [
+                        Problem(key, f"{path}/{name}/{number}.jpg", "missing")
+                        for name, files in zip(folders, listed, strict=True)
+                        if number not in files
+                    ]
+                whole = [number for number in numbers if image and all(number in files for files in listed)]
+            if image and whole:
+                names = (tuple(files[number] for number in whole) for files in listed)
+                placements = _Placements(tuple(whole), *names)
+                placements = self._shared.setdefault(placements, placements)
+                self._foregrounds.append(
+                    _Foreground(background, foreground, path, f"bg/{image}", mask_folder, placements)
+                )
+                complete += len(whole)
+        return complete
+
+    def _list_foreground(self, path: str) -> tuple[str, tuple[Names, Names, Names]]:
+        """The name of the mask folder, and the numbered images of overlay, depth and mask."""
+        folders = self._folders(path)
+        if {"mask", "mask_"} <= folders:
+            raise UserError(f"{self._source / path}: holds both mask and mask_; keep the one that is meant")
+        mask_folder = "mask_" if "mask_" in folders else "mask"
+        overlay, depth, mask = (
+            self._numbered(f"{path}/{name}", _IMAGE) if name in folders else {}
+            for name in ("overlay", "depth", mask_folder)
+        )
+        return mask_folder, (overlay, depth, mask)
+
+    def _extensions(self) -> tuple[str, ...]:
+        """The extension of each component; UserError where one component comes with several."""
+        suffixes: tuple[set[str], ...] = ({_suffix(folder.background_file) for folder in self._foregrounds},)
+        for component in ("overlay", "depth", "mask"):
+            names = {name for placements in self._shared for name in getattr(placements, component)}
+            suffixes += ({_suffix(name) for name in names},)
+        extensions = []
+        for component, found in zip(COMPONENTS, suffixes, strict=True):
+            kinds = sorted({EXTENSIONS[suffix] for suffix in found})
+            if len(kinds) > 1:
+                raise UserError(
+                    f"{self._source}: the {component} files are of several formats ({', '.join(kinds)}); "
+                    "a component has one format in all tuples: convert the others"
+                )
+            extensions += kinds
+        return tuple(extensions)
+
+    def _folders(self, path: str) -> set[str]:
+        """Names of the folders in `path` (relative to the source)."""
+        try:
+            with os.scandir(self._source / path) as entries:
+                return {entry.name for entry in entries if entry.is_dir()}
+        except OSError as error:
+            raise _cannot_list(self._source / path, error) from None
+
+    def _numbered_folders(self, path: str, pattern: re.Pattern[str]) -> Names:
+        return self._by_number(path, pattern, self._folders(path))
+
+    def _numbered(self, path: str, pattern: re.Pattern[str]) -> Names:
+        """File names in `path` that are images and match `pattern`, by number."""
+        try:
+            names = os.listdir(self._source / path)  # noqa: PTH208 - a million names: a Path for each costs seconds
+        except OSError as error:
+            raise _cannot_list(self._source / path, error) from None
+        return self._by_number(path, pattern, names)
+
+    def _by_number(self, path: str, pattern: re.Pattern[str], names: Iterable[str]) -> Names:
+        numbered: Names = {}
+        for name in names:
+            match = pattern.fullmatch(name)
+            if match:
+                number = int(match[1])
+                if number in numbered:
+                    pair = " and ".join(sorted((name, numbered[number])))
+                    raise UserError(f"{self._source / path}: {pair} have the same number; keep one of them")
+                numbered[number] = name
+        return numbered
+
+
+class _Tuples(Sequence[SourceTuple]):
+    """The complete tuples, made when asked for: a million of them take as little memory as their folders."""
+
+    def __init__(self, foregrounds: Sequence[_Foreground]) -> None:
+        self._foregrounds = foregrounds
+        self._ends = list(accumulate(len(folder.placements.numbers) for folder in foregrounds))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, index: int) -> SourceTuple: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[SourceTuple]: ...
+    def __getitem__(self, index: int | slice) -> SourceTuple | list[SourceTuple]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        at = bisect_right(self._ends, index)
+        folder = self._foregrounds[at]
+        placements = folder.placements
+        i = index - (self._ends[at] - len(placements.numbers))
+        number = placements.numbers[i]
+        return SourceTuple(
+            key=f"bg{folder.background}_fg_{folder.foreground}_{number}",
+            files=(
+                folder.background_file,
+                f"{folder.path}/overlay/{placements.overlay[i]}",
+                f"{folder.path}/depth/{placements.depth[i]}",
+                f"{folder.path}/{folder.mask_folder}/{placements.mask[i]}",
+            ),
+            metadata=f'{{"background":{folder.background},"foreground":{folder.foreground},"placement":{number}}}',
+        )
+
+
+def _suffix(name: str) -> str:
+    return f".{name.rpartition('.')[2].lower()}"
+
+
+def _not_used(images: list[str]) -> str:
+    shown = ", ".join(images[:3]) + (", …" if len(images) > 3 else "")
+    return f"{len(images)} background(s) without tuples are not used: {shown}"
+
+
+def _cannot_list(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be listed: {error.strerror}")

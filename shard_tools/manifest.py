@@ -1,0 +1,164 @@
+"""`shards.json`: all that a trainer is given. Read as data; holds no absolute path and nothing executable."""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from shard_tools.atomic import write_atomically
+from shard_tools.errors import UserError
+
+MANIFEST_NAME = "shards.json"
+FORMAT_VERSION: Literal[1] = 1
+MAX_MANIFEST_BYTES = 256 * 2**20
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Shard(_Record):
+    """One tar file and its index; names are relative to the manifest and stay in its folder."""
+
+    file: str
+    samples: int = Field(gt=0)
+    bytes: int = Field(gt=0)
+    sha256: Sha256
+    index: str
+    index_sha256: Sha256
+
+    @field_validator("file", "index")
+    @classmethod
+    def _plain_file_name(cls, name: str) -> str:
+        if not _FILE_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is not a plain file name (letters, digits, '_', '-', '.')")
+        return name
+
+
+class Split(_Record):
+    """The shards of one split in packing order; the order of training is derived from this list."""
+
+    samples: int = Field(ge=0)
+    shards: tuple[Shard, ...]
+
+    @model_validator(mode="after")
+    def _counts_agree(self) -> "Split":
+        total = sum(shard.samples for shard in self.shards)
+        if total != self.samples:
+            raise ValueError(f"its shards hold {total} samples, but it says samples={self.samples}")
+        return self
+
+
+class Component(_Record):
+    """One image of the tuple.
+
+    `mode` is Pillow's name of the colour mode, several in a row with commas where samples differ; `size` is (width,
+    height) in pixels where all samples agree, else null.
+    """
+
+    name: str
+    extension: str
+    mode: str
+    size: tuple[int, int] | None = None
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _list_to_tuple(cls, size: Any) -> Any:
+        return tuple(size) if isinstance(size, list) else size
+
+
+class Counts(_Record):
+    """Tuples found in the source, packed into shards, and left out because something was wrong with them."""
+
+    found: int = Field(ge=0)
+    packed: int = Field(ge=0)
+    left_out: int = Field(ge=0)
+
+
+class Manifest(_Record):
+    """The contract between packing and training."""
+
+    format: Literal["dtrain-shards"] = "dtrain-shards"
+    version: Literal[1] = FORMAT_VERSION
+    components: tuple[Component, ...]
+    splits: dict[str, Split]
+    counts: Counts
+    build: dict[str, Any] = Field(description="the arguments that built it")
+
+    @field_validator("components", mode="before")
+    @classmethod
+    def _components_to_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _files_differ(self) -> "Manifest":
+        files = [file for split in self.splits.values() for shard in split.shards for file in (shard.file, shard.index)]
+        if len(set(files)) != len(files):
+            twice = sorted(file for file, count in Counter(files).items() if count > 1)
+            raise ValueError(f"{', '.join(twice[:3])}: listed more than once")
+        return self
+
+    def component(self, name: str) -> Component:
+        """The component called `name`; UserError if the tuples have none."""
+        for component in self.components:
+            if component.name == name:
+                return component
+        known = ", ".join(component.name for component in self.components)
+        raise UserError(f"the shards have no component {name!r}; they have: {known}")
+
+    def split(self, name: str) -> Split:
+        """The split called `name`; UserError if there is none."""
+        if name not in self.splits:
+            raise UserError(f"{MANIFEST_NAME} has no split {name!r}; it has: {', '.join(self.splits)}")
+        return self.splits[name]
+
+    def digest(self) -> str:
+        """SHA-256 of what decides the samples and their order: components and shards, not where they lie."""
+        content = self.model_dump(mode="json", include={"format", "version", "components", "splits"})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def write(self, folder: Path) -> None:
+        """Write `folder`/shards.json atomically; equal manifests give equal bytes."""
+        text = json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False)
+        write_atomically(folder / MANIFEST_NAME, text + "\n")
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read shards.json, given the file or the folder that holds it.
+
+    Raises UserError that names the file and the field when it is missing, too large, not JSON or not valid.
+    """
+    if _URL.match(str(path)) and not path.exists():
+        raise UserError(f"{path}: only local manifests can be read; give the path of a folder with {MANIFEST_NAME}")
+    if path.is_dir():
+        path = path / MANIFEST_NAME
+    try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise UserError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes, so not a {MANIFEST_NAME}")
+        return Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such file; expected the manifest that `shard-tools build SRC OUT` writes last "
+            "(if a build was interrupted, run the same command again)"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        problems = "\n".join(
+            f"  {'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}" for problem in error.errors()[:10]
+        )
+        raise UserError(f"{path}: not a valid {MANIFEST_NAME}:\n{problems}\nBuild the shards again.") from None
+
+
+def manifest_folder(path: Path) -> Path:
+    """The folder that holds the shards, given it or its manifest."""
+    return path if path.is_dir() else path.parent

@@ -1,0 +1,96 @@
+"""Write USTAR archives whose bytes depend on names and data alone. Never reads one, adds no extended headers."""
+
+import hashlib
+import re
+import struct
+from typing import BinaryIO
+
+from shard_tools.errors import UserError
+
+BLOCK = 512
+MAX_MEMBER_BYTES = 8**11 - 1
+
+_NAME = re.compile(r"[!-~]{1,100}")
+_BUFFER_BYTES = 2**20
+_HEADER = struct.Struct("100s 8s 8s 8s 12s 12s 8s c 100s 8s 32s 32s 8s 8s 155s 12x".replace(" ", ""))
+_OCTAL_ZERO = b"0000000"
+_PADDING = [bytes(-size % BLOCK) for size in range(BLOCK)]
+
+
+class TarWriter:
+    """Appends files to an archive and hashes what is written in the same pass.
+
+    Members are regular files of mode 0644, owner 0:0 without names, and time 0.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._hash = hashlib.sha256()
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self._size = 0
+
+    def add(self, name: str, data: bytes) -> int:
+        """Append a file; returns the offset of its first data byte in the archive.
+
+        `name` is 1 to 100 printable ASCII characters without white space, `data` less than 8 GiB; else UserError.
+        """
+        size = len(data)
+        header = member_header(name, size)
+        padding = _PADDING[size % BLOCK]
+        self._pending += (header, data, padding)
+        offset = self._size + BLOCK
+        added = BLOCK + size + len(padding)
+        self._size += added
+        self._pending_bytes += added
+        if self._pending_bytes >= _BUFFER_BYTES:
+            self._flush()
+        return offset
+
+    def finish(self) -> tuple[int, str]:
+        """Write the end of the archive; returns its size in bytes and its SHA-256 as hexadecimal text."""
+        self._pending.append(bytes(2 * BLOCK))
+        self._size += 2 * BLOCK
+        self._flush()
+        return self._size, self._hash.hexdigest()
+
+    def _flush(self) -> None:
+        block = b"".join(self._pending)
+        self._pending.clear()
+        self._pending_bytes = 0
+        self._hash.update(block)
+        self._file.write(block)
+
+
+def member_header(name: str, size: int) -> bytes:
+    """The 512 bytes in front of a member's data. Raises UserError for a name or a size that USTAR cannot hold."""
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{name!r}: a name in a shard is 1 to 100 ASCII characters without white space")
+    if size > MAX_MEMBER_BYTES:
+        raise UserError(f"{name}: {size:,} bytes; a file in a shard is smaller than 8 GiB")
+    name_field = name.encode("ascii")
+    size_field = b"%011o" % size
+    return _pack(name_field, size_field, b"%06o\0 " % (_SUM_OF_REST + sum(name_field) + sum(size_field)))
+
+
+def _pack(name: bytes, size: bytes, checksum: bytes) -> bytes:
+    return _HEADER.pack(
+        name,
+        b"0000644",
+        _OCTAL_ZERO,  # user
+        _OCTAL_ZERO,  # group
+        size,
+        b"00000000000",  # modification time
+        checksum,
+        b"0",  # a regular file
+        b"",  # link target
+        b"ustar\x0000",
+        b"",  # user name
+        b"",  # group name
+        _OCTAL_ZERO,  # device
+        _OCTAL_ZERO,
+        b"",  # prefix of the name
+    )
+
+
+_SUM_OF_REST = sum(_pack(b"", b"", b" " * 8))

@@ -1,0 +1,295 @@
+"""Write every background × foreground × placement as a tree of JPEG files, and finish the tree of a killed run.
+
+The layout: bg/bg1.jpg ..; bg1/fg_1/{overlay,depth,mask}/1.jpg .. 40.jpg; dataset.json, which comes last and says what
+the tree is. What the pictures show is the business of the callers, `sample` and `compose`.
+
+While a tree is being written, its `.unfinished/` holds the coming dataset.json, which tells whether a later run means
+the same tree, and the prepared backgrounds and foregrounds. A pair is written as bgB/.fg_F.partial/ and renamed.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+
+from shard_tools import recipe
+from shard_tools.atomic import PARTIAL_SUFFIX, sync_directory, write_atomically
+from shard_tools.errors import UserError
+from shard_tools.progress import Progress
+from shard_tools.workers import run_tasks
+
+METADATA = "dataset.json"
+UNFINISHED = ".unfinished"
+COMPONENTS = ("overlay", "depth", "mask")
+JPEG_QUALITY = 95
+CHROMA_SUBSAMPLING = "420"  # what cameras write; edges are carried by luma, and files are a quarter smaller than 444
+MAX_LISTED_PROBLEMS = 10
+
+
+@dataclass(frozen=True)
+class Background:
+    """A background of S × S pixels: `image` RGB uint8 (S, S, 3), `depth` float64 (S, S) in [0, 1], 0 near and 1 far."""
+
+    image: NDArray[np.uint8]
+    depth: NDArray[np.float64]
+
+
+BackgroundMaker = Callable[[], Background]
+ForegroundMaker = Callable[[], Image.Image]
+"""Makes an RGBA image, cropped to what is visible of it. Makers are pickled, and may raise UserError."""
+
+
+def check_size(size: int) -> None:
+    """Raise UserError for an image side that the recipe or the network cannot use."""
+    if not recipe.MIN_SIZE <= size <= recipe.MAX_SIZE or size % recipe.SIZE_MULTIPLE:
+        raise UserError(
+            f"--size {size}: expected a multiple of {recipe.SIZE_MULTIPLE} from {recipe.MIN_SIZE} to "
+            f"{recipe.MAX_SIZE}; take for example 64, 128 or 256"
+        )
+
+
+def describe(*, size: int, depth: Mapping[str, object], source: Mapping[str, object]) -> dict[str, Any]:
+    """The content of dataset.json: the recipe, `depth` (kind and unit) and `source` (what the pictures came from)."""
+    rows = [
+        {"size": round(side, 4), "base": round(recipe.base_line(side), 4), "depth": round(_row_depth(side), 4)}
+        for side in recipe.SIZES
+    ]
+    return {
+        "format": 1,
+        **source,
+        "placements": len(recipe.PLACEMENTS),
+        "size": size,
+        "depth": {"range": "0..1, stored as grey 0..255; 0 near, 1 far", **depth},
+        "mask": "alpha, stored as grey 0..255",
+        "recipe": {
+            "unit": "fractions of the image's side",
+            "horizon": recipe.HORIZON,
+            "rows": rows,
+            "columns": recipe.COLUMNS,
+            "mirrored": "placements 21..40 are the mirror images of 1..20",
+        },
+        "jpeg": {"quality": JPEG_QUALITY, "subsampling": f"{':'.join(CHROMA_SUBSAMPLING)}; depth and mask grey"},
+    }
+
+
+def write_tree(
+    out: Path,
+    metadata: Mapping[str, Any],
+    backgrounds: Sequence[BackgroundMaker],
+    foregrounds: Sequence[ForegroundMaker],
+    *,
+    workers: int,
+) -> str:
+    """Write the tree at `out`, or what is missing of it, and say what was done in a line.
+
+    `metadata` identifies the tree: a run goes on with, or has nothing to do for, a tree that says the same, and is
+    refused at any other. Raises UserError for that, for pictures that cannot be made, and if `out` is not writable.
+    """
+    tuples = len(backgrounds) * len(foregrounds) * len(recipe.PLACEMENTS)
+    what = (
+        f"{tuples:,} tuples ({len(backgrounds)} backgrounds × {len(foregrounds)} foregrounds × "
+        f"{len(recipe.PLACEMENTS)} placements) of {metadata['size']} px"
+    )
+    document = json.dumps(metadata, indent=2, ensure_ascii=False) + "\n"
+    unfinished = out / UNFINISHED
+    with _writing_errors(out):
+        state = _state(out, document)
+        if state == "complete":
+            shutil.rmtree(unfinished, ignore_errors=True)
+            return f"{out} is complete: {what}; nothing to do"
+        if state == "new":
+            shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True, exist_ok=True)
+        write_atomically(unfinished / METADATA, document)
+        try:
+            _prepare(unfinished, metadata["size"], backgrounds, foregrounds, workers)
+        except UserError:
+            if state == "new":
+                shutil.rmtree(unfinished)
+            raise
+        _publish_backgrounds(out, len(backgrounds))
+        pairs = [_Pair(out, b + 1, f + 1) for b in range(len(backgrounds)) for f in range(len(foregrounds))]
+        missing = [pair for pair in pairs if not pair.is_whole()]
+        found = (len(pairs) - len(missing)) * len(recipe.PLACEMENTS)
+        with closing(Progress("tuples", total=tuples, unit="tuples", initial=found)) as shown:
+            for written in run_tasks(_write_pair, missing, workers):
+                shown.advance(written)
+        os.sync()  # once for all files, before the file that vouches for them
+        (unfinished / METADATA).replace(out / METADATA)
+        sync_directory(out)
+        shutil.rmtree(unfinished)
+    return f"{out} holds {what}" + (f", {found:,} of them from an earlier run" if found else "")
+
+
+def _row_depth(size: float) -> float:
+    return recipe.floor_depth(recipe.base_line(size))
+
+
+@contextmanager
+def _writing_errors(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or out}: cannot write there ({error.strerror or error}); OUT has to be a folder that you may "
+            "write to, on a disk with room; mend that and run the same command again"
+        ) from None
+
+
+def _state(out: Path, document: str) -> str:
+    """What `out` is to a run that would write `document`: "new", "begun" or "complete"; UserError for anything else."""
+    if not out.exists():
+        return "new"
+    if not out.is_dir():
+        raise UserError(
+            f"{out}: expected a folder to write to, or a name not yet taken; it is a file; choose another OUT"
+        )
+    if set(os.listdir(out)) <= {UNFINISHED}:
+        return "new"
+    for state, path in (("complete", out / METADATA), ("begun", out / UNFINISHED / METADATA)):
+        if path.exists():
+            if path.read_text(encoding="utf-8") == document:
+                return state
+            raise UserError(
+                f"{out}: holds a data set made from other inputs or with other arguments ({path}); expected one that this "
+                "command began; choose another OUT, or delete this one first"
+            )
+    raise UserError(f"{out}: expected an empty or a new folder; it holds other files; choose another OUT")
+
+
+@dataclass(frozen=True)
+class _Preparation:
+    """Make one picture and keep it as arrays that the pairs read."""
+
+    target: Path
+    size: int
+    make_background: BackgroundMaker | None = None
+    make_foreground: ForegroundMaker | None = None
+
+
+def _prepare(
+    unfinished: Path,
+    size: int,
+    backgrounds: Sequence[BackgroundMaker],
+    foregrounds: Sequence[ForegroundMaker],
+    workers: int,
+) -> None:
+    tasks = [
+        _Preparation(unfinished / f"bg{n}.npz", size, make_background=make) for n, make in enumerate(backgrounds, 1)
+    ] + [_Preparation(unfinished / f"fg_{n}.npz", size, make_foreground=make) for n, make in enumerate(foregrounds, 1)]
+    problems = []
+    with closing(Progress("pictures", total=len(tasks), unit="pictures")) as shown:
+        for problem in run_tasks(_prepare_one, tasks, min(workers, len(tasks)) if workers > 0 else workers):
+            problems += [problem] if problem else []
+            shown.advance(1)
+    if problems:
+        listed = sorted(problems)[:MAX_LISTED_PROBLEMS]
+        rest = len(problems) - len(listed)
+        raise UserError("\n  ".join(listed + ([f"and {rest} more"] if rest else [])))
+
+
+def _prepare_one(task: _Preparation) -> str | None:
+    """Returns what is wrong with the picture, so that all such pictures are reported at once."""
+    try:
+        if task.make_background:
+            background = task.make_background()
+            np.savez(task.target, image=background.image, depth=recipe.depth_to_bytes(background.depth))
+            task.target.with_suffix(".jpg").write_bytes(_encode(background.image))
+        if task.make_foreground:
+            sprites = scale_foreground(task.make_foreground(), task.size)
+            np.savez(task.target, **{f"row{row}": sprite for row, sprite in enumerate(sprites)})
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def scale_foreground(foreground: Image.Image, image_side: int) -> list[NDArray[np.uint8]]:
+    """The sprites of the four rows, RGBA uint8 (h, w, 4) with straight alpha, resized with premultiplied alpha."""
+    return [
+        np.asarray(foreground.resize(recipe.scaled_size(*foreground.size, size, image_side), Image.Resampling.HAMMING))
+        for size in recipe.SIZES
+    ]
+
+
+def _publish_backgrounds(out: Path, count: int) -> None:
+    (out / "bg").mkdir(exist_ok=True)
+    for number in range(1, count + 1):
+        name = f"bg{number}.jpg"
+        (out / UNFINISHED / name).replace(out / "bg" / name)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """One foreground on one background; numbers start at 1."""
+
+    out: Path
+    background: int
+    foreground: int
+
+    @property
+    def folder(self) -> Path:
+        return self.out / f"bg{self.background}" / f"fg_{self.foreground}"
+
+    @property
+    def partial(self) -> Path:
+        return self.folder.with_name(f".{self.folder.name}{PARTIAL_SUFFIX}")
+
+    def is_whole(self) -> bool:
+        """Has its final name, and no file lost its content with the power."""
+        try:
+            return all(
+                sum(entry.stat().st_size > 0 for entry in os.scandir(self.folder / component)) == len(recipe.PLACEMENTS)
+                for component in COMPONENTS
+            )
+        except FileNotFoundError:
+            return False
+
+
+def _write_pair(pair: _Pair) -> int:
+    """Write the tuples of a pair; returns their number."""
+    with _writing_errors(pair.out):
+        for leftover in (pair.partial, pair.folder):
+            if leftover.exists():
+                shutil.rmtree(leftover)
+        for component in COMPONENTS:
+            (pair.partial / component).mkdir(parents=True)
+        unfinished = pair.out / UNFINISHED
+        with np.load(unfinished / f"bg{pair.background}.npz") as prepared:
+            image, depth = prepared["image"], prepared["depth"]
+        with np.load(unfinished / f"fg_{pair.foreground}.npz") as prepared:
+            sprites = [prepared[f"row{row}"] for row in range(len(recipe.SIZES))]
+        for placement in recipe.PLACEMENTS:
+            overlay, mask = place(image, sprites, placement)
+            pictures = (overlay, recipe.paste_depth(depth, mask, placement.base), mask)
+            for component, picture in zip(COMPONENTS, pictures, strict=True):
+                (pair.partial / component / f"{placement.number}.jpg").write_bytes(_encode(picture))
+        pair.partial.rename(pair.folder)
+    return len(recipe.PLACEMENTS)
+
+
+def place(
+    background: NDArray[np.uint8], sprites: Sequence[NDArray[np.uint8]], placement: recipe.Placement
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Overlay, RGB uint8 (S, S, 3), and mask, uint8 (S, S), of one placement of the sprites of `scale_foreground`."""
+    sprite = sprites[placement.row]
+    if placement.mirrored:
+        sprite = sprite[:, ::-1]
+    height, width = sprite.shape[:2]
+    return recipe.paste(background, sprite, recipe.pixel_box(placement, width, height, len(background)))
+
+
+def _encode(picture: NDArray[np.uint8]) -> bytes:
+    if picture.ndim == 2:
+        data = simplejpeg.encode_jpeg(picture[:, :, None], JPEG_QUALITY, "GRAY", "Gray")
+    else:
+        data = simplejpeg.encode_jpeg(picture, JPEG_QUALITY, "RGB", CHROMA_SUBSAMPLING)
+    return bytes(data)

@@ -1,0 +1,110 @@
+"""The nested tree is found as it is: counts, folder names and gaps are discovered, not assumed."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shard_tools.errors import UserError
+from shard_tools.layouts.nested import scan
+
+MakeTree = Callable[..., Path]
+
+
+@pytest.mark.parametrize(("backgrounds", "foregrounds", "placements"), [(2, 3, 4), (3, 6, 4), (11, 1, 12)])
+def test_counts_are_discovered(make_tree: MakeTree, backgrounds: int, foregrounds: int, placements: int) -> None:
+    source = make_tree(backgrounds=backgrounds, foregrounds=foregrounds, placements=placements)
+    findings = scan(source)
+    expected = [
+        f"bg{b}_fg_{f}_{k}"
+        for b in range(1, backgrounds + 1)
+        for f in range(1, foregrounds + 1)
+        for k in range(1, placements + 1)
+    ]
+    assert [item.key for item in findings.tuples] == expected
+    assert findings.per_background == (foregrounds * placements,) * backgrounds
+    assert findings.found == len(expected)
+    assert findings.problems == ()
+    assert findings.notes == ()
+
+
+@pytest.mark.parametrize("mask_folder", ["mask", "mask_"])
+def test_every_file_is_named(make_tree: MakeTree, mask_folder: str) -> None:
+    source = make_tree(mask_folder=mask_folder)
+    (source / "dataset.json").write_text("{}")
+    (source / "bg1/fg_1/overlay/Thumbs.db").write_text("")
+    findings = scan(source)
+    item = findings.tuples[7]
+    assert item.key == "bg1_fg_2_3"
+    assert item.files == (
+        "bg/bg1.jpg",
+        "bg1/fg_2/overlay/3.jpg",
+        "bg1/fg_2/depth/3.jpg",
+        f"bg1/fg_2/{mask_folder}/3.jpg",
+    )
+    assert json.loads(item.metadata) == {"background": 1, "foreground": 2, "placement": 3}
+    assert findings.extensions == ("jpg", "jpg", "jpg", "jpg")
+    assert findings.tuples[-1:] == []
+    assert all((source / file).is_file() for item in findings.tuples for file in item.files)
+
+
+def test_upper_case_suffixes_are_images(make_tree: MakeTree) -> None:
+    source = make_tree(suffix="JPEG")
+    findings = scan(source)
+    assert findings.tuples[0].files[1] == "bg1/fg_1/overlay/1.JPEG"
+    assert findings.extensions == ("jpg", "jpg", "jpg", "jpg")
+    assert len(findings.tuples) == 40
+
+
+def test_missing_files_are_problems(make_tree: MakeTree) -> None:
+    source = make_tree(backgrounds=3)
+    (source / "bg1/fg_1/mask/3.jpg").unlink()
+    (source / "bg1/fg_1/depth/3.jpg").unlink()
+    shutil.rmtree(source / "bg1/fg_2/overlay")
+    (source / "bg/bg2.jpg").unlink()
+    findings = scan(source)
+    assert [(problem.key, problem.file) for problem in findings.problems[:3]] == [
+        ("bg1_fg_1_3", "bg1/fg_1/depth/3.jpg"),
+        ("bg1_fg_1_3", "bg1/fg_1/mask/3.jpg"),
+        ("bg1_fg_2_1", "bg1/fg_2/overlay/1.jpg"),
+    ]
+    assert {problem.file for problem in findings.problems[7:]} == {"bg/bg2.jpg"}
+    assert findings.found == 30
+    assert len(findings.tuples) == 30 - 1 - 5 - 10
+    assert findings.per_background == (4, 10)
+
+
+def test_a_background_without_tuples_is_noted(make_tree: MakeTree) -> None:
+    source = make_tree()
+    shutil.copy(source / "bg/bg1.jpg", source / "bg/bg9.jpg")
+    assert scan(source).notes == ("1 background(s) without tuples are not used: bg9.jpg",)
+
+
+def test_two_names_for_one_number_are_refused(make_tree: MakeTree) -> None:
+    source = make_tree()
+    shutil.copy(source / "bg1/fg_1/depth/1.jpg", source / "bg1/fg_1/depth/01.jpg")
+    with pytest.raises(UserError, match=r"fg_1/depth: 01\.jpg and 1\.jpg have the same number"):
+        scan(source)
+
+
+def test_two_mask_folders_are_refused(make_tree: MakeTree) -> None:
+    source = make_tree()
+    shutil.copytree(source / "bg1/fg_1/mask", source / "bg1/fg_1/mask_")
+    with pytest.raises(UserError, match="holds both mask and mask_"):
+        scan(source)
+
+
+def test_two_formats_of_one_component_are_refused(make_tree: MakeTree) -> None:
+    source = make_tree()
+    (source / "bg1/fg_1/mask/1.jpg").rename(source / "bg1/fg_1/mask/1.png")
+    with pytest.raises(UserError, match=r"the mask files are of several formats \(jpg, png\)"):
+        scan(source)
+
+
+def test_no_folder_and_no_tuples(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere: no such folder; expected a tree with bg/bgB\.jpg"):
+        scan(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"no tuples found; expected bg/bgB\.jpg and bgB/fg_F"):
+        scan(tmp_path)

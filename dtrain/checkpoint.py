@@ -6,21 +6,26 @@ and renamed, so a checkpoint with its final name was complete once; `load_newest
 """
 
 import hashlib
+import io
 import json
 import os
 import pickle
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as weights_to_bytes
 from torch import Tensor
 
 from shard_tools.atomic import sync_directory
+from shard_tools.errors import UserError
 
 WEIGHTS, OPTIMIZER, STATE, FILES = "model.safetensors", "optimizer.pt", "state.json", "files.json"
 
@@ -65,33 +70,41 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def save_checkpoint(folder: Path, global_step: int, checkpoint: Checkpoint) -> Path:
     """Write `folder`/step-N durably and return it; one that is there already and whole is left as it is.
 
-    OSError (a full disk) leaves nothing under a final name.
+    Damaged ones of later steps, behind which the run went back, are removed, or `remove_old` would keep them in place
+    of this one. Raises UserError where it can't be written (a full disk); nothing is left under a final name then.
     """
     final = folder / checkpoint_name(global_step)
-    if final.is_dir():
-        try:
-            verify(final)
-            return final
-        except DamagedCheckpointError:
-            shutil.rmtree(final)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    unfinished = folder / f".{final.name}.partial"
+    if _is_whole(final):
+        return final
+    optimizer = io.BytesIO()
+    torch.save(checkpoint.optimizer, optimizer)
+    contents: dict[str, bytes | memoryview] = {
+        WEIGHTS: weights_to_bytes(checkpoint.weights),
+        OPTIMIZER: optimizer.getbuffer(),
+        STATE: json.dumps(checkpoint.state, indent=1).encode(),
+    }
+    listed = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()}
     try:
-        save_file(checkpoint.weights, partial / WEIGHTS)
-        torch.save(checkpoint.optimizer, partial / OPTIMIZER)
-        (partial / STATE).write_text(json.dumps(checkpoint.state, indent=1))
-        listed = {path.name: _fingerprint(path) for path in sorted(partial.iterdir())}
-        (partial / FILES).write_text(json.dumps(listed, indent=1))
-        for path in partial.iterdir():
-            _sync_file(path)
-        sync_directory(partial)
-        partial.rename(final)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        for name, data in {**contents, FILES: json.dumps(listed, indent=1).encode()}.items():
+            _write_durably(unfinished / name, data)
+        sync_directory(unfinished)
+        shutil.rmtree(final, ignore_errors=True)
+        unfinished.rename(final)
+        sync_directory(folder)
+        for path in list_checkpoints(folder):
+            if step_of(path.name) > global_step and not _is_whole(path):
+                shutil.rmtree(path, ignore_errors=True)
+    except BaseException as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise UserError(
+                f"{final}: can't be written: {error.strerror}; mend that (make room), then run the same command again"
+            ) from error
         raise
-    sync_directory(folder)
     return final
 
 
@@ -102,6 +115,8 @@ def verify(path: Path) -> None:
         if not isinstance(listed, dict) or not {WEIGHTS, OPTIMIZER, STATE} <= listed.keys():
             raise DamagedCheckpointError(f"{FILES} does not list {WEIGHTS}, {OPTIMIZER} and {STATE}")
         for name, expected in listed.items():
+            if Path(name).name != name:
+                raise DamagedCheckpointError(f"{FILES} lists {name!r}, which is no plain file name")
             found = _fingerprint(path / name)
             if found["bytes"] != expected["bytes"]:
                 raise DamagedCheckpointError(f"{name} has {found['bytes']} bytes instead of {expected['bytes']}")
@@ -109,8 +124,16 @@ def verify(path: Path) -> None:
                 raise DamagedCheckpointError(f"{name} has another SHA-256 than {FILES} says")
     except FileNotFoundError as error:
         raise DamagedCheckpointError(f"{Path(error.filename).name} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedCheckpointError(f"{FILES} can't be read: {error}") from None
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        verify(path)
+    except DamagedCheckpointError:
+        return False
+    return True
 
 
 def load_newest(folder: Path) -> tuple[Path | None, Checkpoint | None, list[tuple[str, str]]]:
@@ -133,14 +156,11 @@ def load_newest(folder: Path) -> tuple[Path | None, Checkpoint | None, list[tupl
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint to the CPU, as data: nothing in it is executed. Raises DamagedCheckpointError."""
-    try:
-        return Checkpoint(
-            weights=load_file(path / WEIGHTS),
-            optimizer=torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True),
-            state=json.loads((path / STATE).read_text()),
-        )
-    except (OSError, ValueError, RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
-        raise DamagedCheckpointError(f"does not load: {error}") from None
+    return Checkpoint(
+        weights=_load(path / WEIGHTS, load_file),
+        optimizer=_load(path / OPTIMIZER, partial(torch.load, map_location="cpu", weights_only=True)),
+        state=_load(path / STATE, lambda file: json.loads(file.read_text())),
+    )
 
 
 def remove_old(folder: Path, keep_last: int) -> None:
@@ -151,15 +171,23 @@ def remove_old(folder: Path, keep_last: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def _load(path: Path, load: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return load(path)
+    except pickle.UnpicklingError:
+        raise DamagedCheckpointError(f"{path.name} holds other things than tensors and plain values") from None
+    except (OSError, ValueError, RuntimeError, EOFError, LookupError, SafetensorError) as error:
+        raise DamagedCheckpointError(f"{path.name} does not load ({type(error).__name__}: {error})") from None
+
+
 def _fingerprint(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": digest}
 
 
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _write_durably(path: Path, data: bytes | memoryview) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

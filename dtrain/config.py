@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from dtrain.model import SIZE_DIVISOR
 from shard_tools.errors import UserError
@@ -14,6 +22,13 @@ from shard_tools.errors import UserError
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("can't be true or false, as which YAML reads yes, no, on and off; put a text in quotes")
+        return value
 
 
 class DataConfig(_Section):
@@ -93,7 +108,7 @@ class Config(_Section):
 
     run: Path = Field(description="the run folder")
     data: DataConfig
-    stages: tuple[StageConfig, ...] = Field(min_length=1)
+    stages: tuple[StageConfig, ...]
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -102,7 +117,7 @@ class Config(_Section):
     max_micro_batch: int = Field(
         1024, ge=1, description="samples at a time on one device; a larger share of the batch is accumulated"
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     log: LogConfig = LogConfig()
@@ -113,6 +128,20 @@ class Config(_Section):
         if not isinstance(values, dict):
             raise ValueError("expected a mapping of keys to values")
         return values
+
+    @field_validator("run", mode="before")
+    @classmethod
+    def _run_has_a_name(cls, value: Any) -> Any:
+        if value == "":
+            raise ValueError("expected the path of a folder")
+        return value
+
+    @field_validator("stages")
+    @classmethod
+    def _at_least_one_stage(cls, value: tuple[StageConfig, ...]) -> tuple[StageConfig, ...]:
+        if not value:
+            raise ValueError("expected one stage or more")
+        return value
 
     def to_yaml(self) -> str:
         """The resolved configuration with every key, readable by `load_config`."""
@@ -137,16 +166,17 @@ class Config(_Section):
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file and apply overrides such as ["--stages.0.size", "64", "--seed=1"].
 
+    An override's value is plain text, from which the key takes its number, except for `null` and for what begins as
+    a list, a mapping or a quoted text of YAML does.
     Raises UserError that names the file or option, the key, what was expected and what was given.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected a run configuration, for instance configs/demo.yaml") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
+    values = _parse_yaml(text, str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of keys to values, as in configs/demo.yaml")
     for key, value in _parse_overrides(overrides):
@@ -173,15 +203,45 @@ def _parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
     remaining = list(arguments)
     while remaining:
         option = remaining.pop(0)
-        if not option.startswith("--"):
+        key, equals, text = option.removeprefix("--").partition("=")
+        if not option.startswith("--") or not all(key.split(".")):
             raise UserError(f"{option!r}: expected an option such as --data.threads 4")
-        key, equals, text = option[2:].partition("=")
         if not equals:
             if not remaining:
                 raise UserError(f"{option}: a value is missing")
             text = remaining.pop(0)
-        pairs.append((key, yaml.safe_load(text)))
+        pairs.append((key, _parse_value(text, f"--{key}")))
     return pairs
+
+
+def _parse_value(text: str, option: str) -> Any:
+    if not text:
+        raise UserError(f"{option}: a value is missing")
+    if text == "null":
+        return None
+    return _parse_yaml(text, option) if text[0] in "[{'\"" else text
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data only; refuses a key that is given twice, of which YAML would drop the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"key {key.value!r} is given twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{source}: not valid YAML: {error}") from None
 
 
 def _set(values: Any, path: list[str], value: Any, option: str) -> None:
@@ -198,7 +258,7 @@ def _set(values: Any, path: list[str], value: Any, option: str) -> None:
 
 
 def _item(values: list[Any], part: str, option: str) -> Any:
-    if not part.isdigit() or int(part) >= len(values):
+    if not part.isdecimal() or int(part) >= len(values):
         raise UserError(f"{option}: {part!r} is no item; there are {len(values)}, counted from 0")
     return values[int(part)]
 
@@ -212,7 +272,15 @@ def _explain(problem: Any) -> str:
         return f"{key}: unknown key; {hint}"
     if problem["type"] == "missing":
         return f"{key}: is missing"
-    return f"{key}: {problem['msg'].removeprefix('Value error, ')}, got {problem['input']!r}"
+    message = _MESSAGES.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+    return f"{key}: {message}, got {problem['input']!r}"
+
+
+_MESSAGES = {
+    "path_type": "expected a path; put a number or a date in quotes",
+    "model_type": "expected a section with keys of its own",
+    "tuple_type": "expected a list",
+}
 
 
 def _known_keys(path: Sequence[int | str]) -> list[str]:

@@ -10,8 +10,10 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from dtrain.config import Config
+from dtrain.model import SIZE_DIVISOR
 from shard_tools.errors import UserError
 
 Value = TypeVar("Value")
@@ -55,6 +57,22 @@ def on_main_process(accelerator: Accelerator, function: Callable[[], Value]) -> 
     if message is not None:
         raise UserError(message)
     return value  # type: ignore[no-any-return]
+
+
+def settle_gradient_buckets(model: nn.Module, device: torch.device) -> None:
+    """Let DDP arrange its gradient buckets before the first real step, so that a resumed run sums in the same order.
+
+    DDP rearranges them once, after the first backward pass since it was built. From three processes on, the place of
+    a gradient in its bucket decides the order in which the processes' shares are added, and so the last bits: a run
+    that is resumed would differ in its first step. One pass over zeros, which changes no state, comes before all.
+    """
+    if not isinstance(model, DistributedDataParallel):
+        return
+    model.eval()
+    prediction = model(torch.zeros(1, 6, SIZE_DIVISOR, SIZE_DIVISOR, device=device))
+    (prediction.depth.sum() + prediction.mask_logits.sum()).backward()
+    model.zero_grad()
+    model.train()
 
 
 def broadcast_buffers(module: nn.Module) -> None:

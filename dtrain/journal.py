@@ -158,6 +158,7 @@ class Journal:
             "device": str(self._accelerator.device),
             "accumulation": stage.accumulation,
             "micro_batch": stage.micro_batch,
+            "total_samples": self._plan.total_samples,
         }
         for name, reason in start.passed_over:
             self._run.add_event("passed_over", global_step, checkpoint=name, reason=reason)

@@ -14,7 +14,7 @@ from dtrain.checkpoint import Checkpoint, load_checkpoint, remove_old, save_chec
 from dtrain.config import Config
 from dtrain.data.loader import HostBatch, Loader, to_device
 from dtrain.data.order import EpochOrder
-from dtrain.devices import broadcast_buffers, make_accelerator, on_main_process
+from dtrain.devices import broadcast_buffers, make_accelerator, on_main_process, settle_gradient_buckets
 from dtrain.evaluator import Evaluator
 from dtrain.journal import Journal
 from dtrain.losses import Losses, depth_mask_loss
@@ -99,6 +99,7 @@ class Trainer:
             self._optimizer.load_state_dict(checkpoint.optimizer["optimizer"])
             if accelerator.scaler is not None:
                 accelerator.scaler.load_state_dict(checkpoint.optimizer["scaler"])
+        settle_gradient_buckets(self._model, accelerator.device)
 
     @property
     def global_step(self) -> int:

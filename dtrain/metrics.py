@@ -77,7 +77,7 @@ class DepthMaskMetrics(Metric):
 
     def _depth_variance(self) -> float:
         mean = float(self.depth_sum) / float(self.pixels)
-        return float(self.depth_squared_sum) / float(self.pixels) - mean**2
+        return max(float(self.depth_squared_sum) / float(self.pixels) - mean**2, 0.0)
 
 
 def trivial_figures(figures: Figures) -> dict[str, Figures]:

@@ -59,16 +59,16 @@ def predict(
         "mask": Image.fromarray(_scaled(mask, 255).astype(np.uint8)),
         "panel": panel,
     }
+    written = []
     try:
         out.mkdir(parents=True, exist_ok=True)
+        for kind, image in results.items():
+            written.append(out / f"{fgbg.stem}_{kind}.png")
+            with atomic_file(written[-1]) as file:
+                image.save(file, "PNG")
+            print(written[-1])
     except OSError as error:
-        raise UserError(f"{out}: can't be made: {error.strerror}; choose another --out") from None
-    written = []
-    for kind, image in results.items():
-        written.append(out / f"{fgbg.stem}_{kind}.png")
-        with atomic_file(written[-1]) as file:
-            image.save(file, "PNG")
-        print(written[-1])
+        raise UserError(f"{out}: can't be written: {error.strerror}; choose another --out") from None
     return written
 
 
@@ -84,7 +84,9 @@ def _read(path: Path) -> Image.Image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (OSError, SyntaxError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever their parsing hits
         raise UserError(f"{path}: can't be read as an image: {error}") from None
 
 

@@ -9,6 +9,7 @@ from dtrain.checkpoint import load_newest
 from dtrain.config import Config, describe_differences
 from dtrain.data.order import Position
 from dtrain.run_folder import RunFolder
+from shard_tools.atomic import write_atomically
 from shard_tools.errors import UserError
 from shard_tools.manifest import Manifest
 
@@ -62,7 +63,7 @@ def open_run(run: RunFolder, config: Config, manifest: Manifest, *, fresh: bool,
 
 
 def _write_config(run: RunFolder, config: Config) -> None:
-    run.config.write_text(config.to_yaml(), encoding="utf-8")
+    write_atomically(run.config, config.to_yaml())
 
 
 def _require_same_run(run: RunFolder, state: dict[str, Any], config: Config, manifest: Manifest) -> None:

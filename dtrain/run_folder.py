@@ -36,6 +36,8 @@ class RunFolder:
         self.panels = path / "panels"
         self.audit = path / "audit"
         self.tensorboard = path / "tensorboard"
+        self._folders = (self.checkpoints, self.panels, self.audit, self.tensorboard)
+        self._files = (self.config, self.status, self.metrics, self.events, self.evaluation)
         self._lock: int | None = None
 
     def require(self) -> "RunFolder":
@@ -52,11 +54,19 @@ class RunFolder:
         """Keep other trainings out until this process ends, however it ends.
 
         Processes of a run that was just killed may hold the lock until their next step, so this waits a while.
-        Raises UserError if the folder stays locked or can't be written.
+        Raises UserError if the folder stays locked or can't be written, or if it holds files of somebody else by the
+        names that a run gives to its own, which it would overwrite.
         """
+        lock = self.path / ".lock"
+        foreign = [] if lock.exists() else [path.name for path in self._folders + self._files if path.exists()]
+        if foreign:
+            raise UserError(
+                f"{self.path}: holds {', '.join(foreign)}, but no .lock, so no training made them; choose another "
+                f"folder with --run (for a copied run: make an empty {lock})"
+            )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            self._lock = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise UserError(
                 f"{self.path}: the run folder can't be written: {error.strerror}; choose another with --run"
@@ -79,17 +89,21 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove all that a training wrote here, and nothing else."""
-        for path in (self.checkpoints, self.panels, self.audit, self.tensorboard):
+        for path in self._folders:
             shutil.rmtree(path, ignore_errors=True)
-        for path in (self.config, self.status, self.metrics, self.events, self.evaluation):
+        for path in self._files:
             path.unlink(missing_ok=True)
 
     def read_status(self) -> dict[str, Any]:
         """The content of status.json; empty if there is none."""
         try:
-            status: dict[str, Any] = json.loads(self.status.read_text())
+            status = json.loads(self.status.read_text())
         except FileNotFoundError:
             return {}
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.status}: can't be read: {error}; remove it") from None
+        if not isinstance(status, dict):
+            raise UserError(f"{self.status}: expected a JSON object; remove it")
         return status
 
     def write_status(self, state: State, reason: str, global_step: int) -> None:

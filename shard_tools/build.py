@@ -55,6 +55,12 @@ def build(
     with writable(out):
         if findings.problems and on_bad == "fail":
             raise _bad_source(out, findings, findings.problems)
+        if not findings.tuples:
+            report = write_report(out, found=findings.found, problems=findings.problems)
+            raise UserError(
+                f"none of the {findings.found:,} tuples can be packed:\n{format_problems(findings.problems)}\n"
+                f"All of them are in {report}."
+            )
         split = split_by_index(findings.per_background, train=train, test=test)
         planned = plan_shards(split.splits, shard_size=shard_size, seed=seed)
         with claim(out, arguments, digest, [shard.name for shard in planned]) as records_folder:
@@ -131,7 +137,7 @@ def _manifest(
         shards = [records[shard.name].shard for shard in planned if shard.split == name]
         whole = tuple(shard for shard in shards if shard is not None)
         if not whole:
-            raise UserError(f"no tuple of the {name} split can be packed:\n{format_problems(problems)}")
+            raise UserError(f"none of the {name} split's tuples can be packed:\n{format_problems(problems)}")
         splits[name] = Split(samples=sum(shard.samples for shard in whole), shards=whole)
     seen = merge_components(records.values())
     return Manifest(

@@ -47,8 +47,8 @@ def compose(out: Path, *, backgrounds: Path, foregrounds: Path, size: int, worke
         depth={
             "kind": DEPTH_KIND,
             "note": (
-                "not measured and not estimated: 0.12 / (y - horizon) below the horizon of a level camera over a flat floor, "
-                "1 from the far plane on; an object has the depth of the floor that it stands on"
+                "not measured and not estimated: below the horizon that of a flat floor under a level camera, "
+                "0.12 / (y - horizon), 1 from the far plane on; an object has the depth of the floor it stands on"
             ),
         },
         source={
@@ -124,7 +124,7 @@ def read_foreground(path: Path) -> Image.Image:
     image = _read(path)
     if not image.has_transparency_data:
         raise UserError(
-            f"{path}: has no alpha channel ({image.format or 'mode'} {image.mode}); expected a PNG with a transparent background; "
+            f"{path}: has no alpha channel (mode {image.mode}); expected a PNG with a transparent background; "
             "cut the object out and save it as RGBA PNG"
         )
     image = image.convert("RGBA")
@@ -134,9 +134,9 @@ def read_foreground(path: Path) -> Image.Image:
     return image.crop(visible)
 
 
-def _natural_key(path: Path) -> tuple[list[tuple[int, str]], str]:
+def _natural_key(path: Path) -> tuple[list[tuple[int, int, str]], str]:
     parts = re.findall(r"(\d+)|(\D+)", path.name.lower())
-    return [(int(digits), "") if digits else (-1, text) for digits, text in parts], path.name
+    return [(0, int(digits), "") if digits else (1, 0, text) for digits, text in parts], path.name
 
 
 def _check_apart(out: Path, *folders: Path) -> None:

@@ -42,7 +42,7 @@ class Canvas:
     def turned(self, profile: Profile, colour: Array, *, x: float = 0.0, gloss: float = 0.2, bands: int = 0) -> None:
         """A solid of revolution about the upright line at `x`; `profile` lists (y, radius), rising smoothly."""
         heights, radii = np.array(profile).T
-        radius = np.interp(self.y, heights, _smooth(heights, radii))
+        radius = np.interp(self.y, heights, radii)
         slope = (np.interp(self.y + 0.005, heights, radii) - np.interp(self.y - 0.005, heights, radii)) / 0.01
         across = (self.x - x) / np.maximum(radius, 1e-9)
         where = (np.abs(across) < 1) & (self.y >= heights[0]) & (self.y <= heights[-1])
@@ -73,9 +73,7 @@ class Canvas:
     def plate(self, corners: Sequence[tuple[float, float]], colour: Array, shade: float, planks: int = 0) -> None:
         """A flat convex face; `planks` boards across it, from the edge 0-1 to the edge 3-2 of four corners."""
         where = np.ones_like(self.opaque)
-        area = sum(
-            a[0] * b[1] - b[0] * a[1] for a, b in zip(corners, [*corners[1:], corners[0]], strict=True)
-        )
+        area = sum(a[0] * b[1] - b[0] * a[1] for a, b in zip(corners, [*corners[1:], corners[0]], strict=True))
         for a, b in zip(corners, [*corners[1:], corners[0]], strict=True):
             where &= ((b[0] - a[0]) * (self.y - a[1]) - (b[1] - a[1]) * (self.x - a[0])) * np.sign(area) >= 0
         light = np.full_like(self.x, shade) * (0.92 + 0.16 * self.y)
@@ -88,15 +86,10 @@ class Canvas:
         self.paint(where, colour, light)
 
 
-def _smooth(heights: Array, radii: Array) -> Array:
-    """Radii kept positive; the profile itself is dense enough to look round."""
-    return np.maximum(radii, 1e-3) if len(heights) else radii
-
-
 def _lit(nx: Array, ny: Array, nz: Array, gloss: float) -> Array:
     """Diffuse and glossy light on a surface whose unit normal is (nx, ny, nz), z towards the viewer."""
     facing = np.maximum(nx * LIGHT[0] + ny * LIGHT[1] + nz * LIGHT[2], 0)
-    return 0.38 + 0.68 * facing + gloss * 2 * facing**24
+    return np.asarray(0.38 + 0.68 * facing + gloss * 2 * facing**24)
 
 
 def _curve(points: Profile, samples: int = 48) -> Profile:
@@ -178,7 +171,12 @@ def _chair(canvas: Canvas, random: Random) -> None:
     canvas.plate([(-width + skew, 0.6), (width + skew, 0.6), (width + skew, 0.97), (-width + skew, 0.97)], cloth, 0.95)
     for x in (-width - skew + 0.03, width - skew):
         canvas.limb((x, 0.018), (x, seat), 0.02, 0.022, wood)
-    corners = [(-width - skew, seat), (width - skew + 0.02, seat), (width + skew + 0.02, seat + 0.1), (-width + skew - 0.02, seat + 0.1)]
+    corners = [
+        (-width - skew, seat),
+        (width - skew + 0.02, seat),
+        (width + skew + 0.02, seat + 0.1),
+        (-width + skew - 0.02, seat + 0.1),
+    ]
     canvas.plate(corners, cloth, 1.15)
     canvas.plate([(-width - skew, seat - 0.05), (width - skew + 0.02, seat - 0.05), corners[1], corners[0]], wood, 0.8)
 
@@ -197,7 +195,12 @@ def _person(canvas: Canvas, random: Random) -> None:
         elbow = (side * (0.13 + swing * 0.4), 0.62)
         canvas.limb((side * 0.1, 0.79), elbow, 0.036, 0.03, shirt * 0.9)
         canvas.limb(elbow, (side * (0.1 + swing), 0.48), 0.028, 0.02, skin)
-    canvas.turned(_curve([(0.46, 0.1), (0.56, 0.088), (0.72, 0.125), (0.83, 0.07)]), shirt, gloss=0.0, bands=random.choice((0, 0, 9)))
+    canvas.turned(
+        _curve([(0.46, 0.1), (0.56, 0.088), (0.72, 0.125), (0.83, 0.07)]),
+        shirt,
+        gloss=0.0,
+        bands=random.choice((0, 0, 9)),
+    )
     canvas.limb((0, 0.8), (0, 0.87), 0.032, 0.03, skin)
     canvas.ball(0, 0.93, 0.056, 0.07, hair, 0.1)
     canvas.ball(0.008, 0.912, 0.047, 0.056, skin, 0.05)

@@ -142,7 +142,8 @@ def _write(task: ShardTask) -> ShardRecord:
             components={component: _summarize(infos) for component, infos in zip(COMPONENTS, seen, strict=True)},
             problems=tuple(problems),
         )
-    write_atomically(_record_path(task), record.model_dump_json())
+    if record.shard is not None or task.on_bad == "skip":
+        write_atomically(_record_path(task), record.model_dump_json())
     return record
 
 

@@ -6,6 +6,7 @@ after an upgrade. Here a permutation is the stable sort of hashed indices, which
 
 import hashlib
 import operator
+from typing import SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
-def derive_key(*parts: int | str) -> int:
+def derive_key(*parts: SupportsIndex | str) -> int:
     """Reduce any sequence of integers and strings to a 64-bit key; different sequences give different keys."""
     text = "\x1f".join(f"str:{part}" if isinstance(part, str) else f"int:{operator.index(part)}" for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
@@ -32,6 +33,6 @@ def hash_range(count: int, key: int) -> NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
-def permutation(count: int, *parts: int | str) -> NDArray[np.int64]:
+def permutation(count: int, *parts: SupportsIndex | str) -> NDArray[np.int64]:
     """A permutation of range(count), shape (count,), that depends on `count` and `parts` alone."""
     return np.argsort(hash_range(count, derive_key(*parts)), kind="stable").astype(np.int64, copy=False)

@@ -64,7 +64,7 @@ def base_line(size: float) -> float:
 
 
 def _placements() -> tuple[Placement, ...]:
-    places = []
+    places: list[Placement] = []
     for mirrored in (False, True):
         for row, size in enumerate(SIZES):
             for column in range(COLUMNS):

@@ -10,7 +10,8 @@ from pathlib import Path
 from shard_tools import recipe
 from shard_tools.errors import UserError
 from shard_tools.objects import draw_object
-from shard_tools.rooms import depth_map, make_room, picture
+from shard_tools.render import depth_map, picture
+from shard_tools.rooms import make_room
 from shard_tools.tree import Background, check_size, describe, write_tree
 
 

@@ -87,8 +87,8 @@ def _pack(name: bytes, size: bytes, checksum: bytes) -> bytes:
         b"ustar\x0000",
         b"",  # user name
         b"",  # group name
-        _OCTAL_ZERO,  # device
-        _OCTAL_ZERO,
+        b"",  # device, major
+        b"",  # device, minor
         b"",  # prefix of the name
     )
 

@@ -108,6 +108,7 @@ def write_tree(
             return f"{out} is complete: {what}; nothing to do"
         if state == "new":
             shutil.rmtree(unfinished, ignore_errors=True)
+        made_out = not out.exists()
         unfinished.mkdir(parents=True, exist_ok=True)
         write_atomically(unfinished / METADATA, document)
         try:
@@ -115,6 +116,8 @@ def write_tree(
         except UserError:
             if state == "new":
                 shutil.rmtree(unfinished)
+            if made_out:
+                out.rmdir()
             raise
         _publish_backgrounds(out, len(backgrounds))
         pairs = [_Pair(out, b + 1, f + 1) for b in range(len(backgrounds)) for f in range(len(foregrounds))]
@@ -140,7 +143,7 @@ def _writing_errors(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{error.filename or out}: cannot write there ({error.strerror or error}); OUT has to be a folder that you may "
+            f"{error.filename or out}: cannot write there ({error.strerror or error}); expected a folder that you may "
             "write to, on a disk with room; mend that and run the same command again"
         ) from None
 
@@ -153,15 +156,15 @@ def _state(out: Path, document: str) -> str:
         raise UserError(
             f"{out}: expected a folder to write to, or a name not yet taken; it is a file; choose another OUT"
         )
-    if set(os.listdir(out)) <= {UNFINISHED}:
+    if all(path.name == UNFINISHED for path in out.iterdir()):
         return "new"
     for state, path in (("complete", out / METADATA), ("begun", out / UNFINISHED / METADATA)):
         if path.exists():
             if path.read_text(encoding="utf-8") == document:
                 return state
             raise UserError(
-                f"{out}: holds a data set made from other inputs or with other arguments ({path}); expected one that this "
-                "command began; choose another OUT, or delete this one first"
+                f"{out}: holds a data set made from other inputs or with other arguments ({path}); expected one "
+                "that this command began; choose another OUT, or delete this one first"
             )
     raise UserError(f"{out}: expected an empty or a new folder; it holds other files; choose another OUT")
 
@@ -206,7 +209,7 @@ def _prepare_one(task: _Preparation) -> str | None:
             task.target.with_suffix(".jpg").write_bytes(_encode(background.image))
         if task.make_foreground:
             sprites = scale_foreground(task.make_foreground(), task.size)
-            np.savez(task.target, **{f"row{row}": sprite for row, sprite in enumerate(sprites)})
+            np.savez(task.target, *sprites)
     except UserError as error:
         return str(error)
     return None
@@ -266,7 +269,7 @@ def _write_pair(pair: _Pair) -> int:
         with np.load(unfinished / f"bg{pair.background}.npz") as prepared:
             image, depth = prepared["image"], prepared["depth"]
         with np.load(unfinished / f"fg_{pair.foreground}.npz") as prepared:
-            sprites = [prepared[f"row{row}"] for row in range(len(recipe.SIZES))]
+            sprites = [prepared[f"arr_{row}"] for row in range(len(recipe.SIZES))]
         for placement in recipe.PLACEMENTS:
             overlay, mask = place(image, sprites, placement)
             pictures = (overlay, recipe.paste_depth(depth, mask, placement.base), mask)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
@@ -31,13 +32,19 @@ def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], workers
     remaining = iter(tasks)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as executor:
-        pending: set[Future[Result]] = {executor.submit(function, task) for task in islice(remaining, 2 * workers)}
+
+        def submit(count: int) -> set[Future[Result]]:
+            chosen = list(islice(remaining, count))
+            with _interrupts_held():
+                return {executor.submit(function, task) for task in chosen}
+
+        pending = submit(2 * workers)
         try:
             while pending:
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield future.result()
-                pending |= {executor.submit(function, task) for task in islice(remaining, len(done))}
+                pending |= submit(len(done))
         except BrokenProcessPool:
             raise UserError(
                 "a worker process was killed from outside (out of memory?); try fewer --workers, then run again"
@@ -46,9 +53,18 @@ def run_tasks(function: Callable[[Task], Result], tasks: Iterable[Task], workers
             executor.shutdown(wait=True, cancel_futures=True)
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back until the block ends; processes started in it never see one, not even while they start."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when the parent is gone, however it ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """End when the parent is gone, however it ended."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

@@ -39,14 +39,12 @@ def decode_into(data: bytes, slot: Pixels) -> None:
             native_height, native_width, _, _ = simplejpeg.decode_jpeg_header(data)
             if native_height * native_width > MAX_PIXELS:
                 raise ValueError(f"{native_width}×{native_height} pixels are more than {MAX_PIXELS}")
-            scaled = decoded_size((native_height, native_width), max(height, width))
+            scaled = decoded_size((native_height, native_width), min(height, width))
             colorspace = "RGB" if channels == 3 else "GRAY"
             if scaled == (height, width):
                 simplejpeg.decode_jpeg(data, colorspace, min_height=height, min_width=width, buffer=slot)
                 return
-            pixels = simplejpeg.decode_jpeg(
-                data, colorspace, min_height=max(height, width), min_width=max(height, width)
-            )
+            pixels = simplejpeg.decode_jpeg(data, colorspace, min_height=height, min_width=width)
             image = Image.fromarray(pixels if channels == 3 else pixels[..., 0])
         except ValueError as error:
             image = _open_with_pillow(data, channels, str(error))
@@ -64,9 +62,10 @@ def _open_with_pillow(data: bytes, channels: int, otherwise: str) -> Image.Image
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width}×{image.height} pixels are more than {MAX_PIXELS}")
             if image.mode.startswith("I;16") or image.mode == "I":
-                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+                upper = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+                return upper.convert("RGB") if channels == 3 else upper
             return image.convert("RGB" if channels == 3 else "L")
-    except (OSError, SyntaxError) as error:
+    except Exception as error:  # Pillow's decoders raise whatever their parsing hits
         raise ValueError(f"{error} ({otherwise})") from None
 
 

@@ -40,7 +40,6 @@ class Points:
 
 @dataclass
 class _Bucket:
-    first_x: float
     last_x: float
     sum_x: float
     sum_y: float
@@ -56,43 +55,26 @@ class _Bucket:
         self.high = max(self.high, other.high)
         self.count += other.count
 
-    def cut(self, x: float) -> None:
-        """Forget the share of its points at or after x, taking them as evenly spread; first_x < x <= last_x."""
-        mean = self.sum_y / self.count
-        self.count = max(1, int(self.count * (x - self.first_x) / (self.last_x - self.first_x)))
-        self.sum_x = self.count * (self.first_x + x) / 2
-        self.sum_y = self.count * mean
-        self.last_x = x
-
 
 class Curve:
-    """Takes points one by one; holds bucketed means, twice as coarse whenever there are more than `max_points`.
+    """Takes points one by one; holds means over equal stretches of x, longer ones whenever there are too many.
 
     A point at or before the last x means that a resumed run does those steps again: what it replaces is
-    forgotten (to within one bucket). A bucket with a value that is not finite is not finite itself.
+    forgotten, to within one stretch. A mean over a value that is not finite is not finite either.
     """
 
     def __init__(self, max_points: int = MAX_POINTS) -> None:
         self._max_points = max_points
-        self._bucket_size = 1
+        self._stretch = 0.0
         self._buckets: list[_Bucket] = []
-        self._last_x = float("-inf")
 
     def add(self, x: float, y: float) -> None:
         """Take one point; x is finite, y may be anything."""
-        if x <= self._last_x:
-            while self._buckets and self._buckets[-1].first_x >= x:
-                self._buckets.pop()
-            if self._buckets and self._buckets[-1].last_x >= x:
-                self._buckets[-1].cut(x)
-        self._last_x = x
-        point = _Bucket(x, x, x, y, y, y)
-        if self._buckets and self._buckets[-1].count < self._bucket_size:
-            self._buckets[-1].take(point)
-            return
-        self._buckets.append(point)
+        while self._buckets and self._buckets[-1].last_x >= x:
+            self._buckets.pop()
+        self._append(_Bucket(x, x, y, y, y))
         if len(self._buckets) > self._max_points:
-            self._halve()
+            self._lengthen()
 
     def points(self) -> Points:
         """Return the curve so far, at most `max_points` points."""
@@ -103,8 +85,20 @@ class Curve:
             high=tuple(bucket.high for bucket in self._buckets),
         )
 
-    def _halve(self) -> None:
-        for left, right in zip(self._buckets[::2], self._buckets[1::2], strict=False):
-            left.take(right)
-        self._buckets = self._buckets[::2]
-        self._bucket_size *= 2
+    def _append(self, bucket: _Bucket) -> None:
+        if self._buckets and self._cell(self._buckets[-1]) == self._cell(bucket):
+            self._buckets[-1].take(bucket)
+        else:
+            self._buckets.append(bucket)
+
+    def _cell(self, bucket: _Bucket) -> float:
+        """Return the number of the stretch that the bucket ends in; before any thinning, its very x."""
+        return bucket.last_x // self._stretch if self._stretch else bucket.last_x
+
+    def _lengthen(self) -> None:
+        """Take stretches that are long enough for at most half of the points, and merge into them."""
+        extent = self._buckets[-1].last_x - self._buckets[0].last_x
+        self._stretch = max(2 * self._stretch, 2 * extent / (self._max_points - 2))
+        finer, self._buckets = self._buckets, []
+        for bucket in finer:
+            self._append(bucket)

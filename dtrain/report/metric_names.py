@@ -11,7 +11,7 @@ class MetricName:
     title: str
     meaning: str = ""
     better: Literal["lower", "higher"] | None = None
-    format: str = ".4g"
+    format: str = ".6g"
 
     def show(self, value: float) -> str:
         """Return the value as text."""

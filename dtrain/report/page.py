@@ -200,7 +200,7 @@ def _marks(run: RunData) -> list[Mark]:
         previous_stage = boundary.stage
         title = f"stage {boundary.stage}, epoch {boundary.epoch}"
         if new_stage:
-            label = f"stage {boundary.stage}" + (f", {boundary.size} px" if boundary.size else "")
+            label = f"{boundary.size} px" if boundary.size else f"stage {boundary.stage}"
             marks.append(Mark(boundary.samples, "stage", label, title))
         elif epochs_shown:
             label = "" if stages > 1 else f"epoch {boundary.epoch}"
@@ -263,13 +263,15 @@ def _event_detail(event: Event, previous: str) -> str:
             parts.append(", ".join(place))
         if previous in ("start", "resume"):
             parts.append("after an end without notice")
+        if repeated := details.pop("repeated_steps", 0):
+            parts.append(f"{_count(repeated, 'step')} done again" if isinstance(repeated, int) else str(repeated))
     if event.name == "preempted" and "signal" in details:
         parts.append(f"by {_signal_name(details.pop('signal'))}")
     if event.name == "passed_over":
         parts += [str(details.pop(key)) for key in ("checkpoint", "reason") if key in details]
     if event.name == "done" and isinstance(seconds := details.get("seconds"), int | float):
         del details["seconds"]
-        parts.append(f"after {_duration(seconds)}")
+        parts.append(f"this session took {_duration(seconds)}")
     if "processes" in details:
         parts.append(_cut(details))
     parts += [f"{key.replace('_', ' ')} {value}" for key, value in details.items()]

@@ -84,5 +84,5 @@ def _shrink(image: Image.Image, max_bytes: int) -> tuple[Image.Image, bytes]:
 
 def _jpeg(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=88, subsampling=0, optimize=True)
+    image.save(file, "JPEG", quality=88, subsampling=0)
     return file.getvalue()

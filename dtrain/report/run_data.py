@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,7 +143,7 @@ def read_run(run: Path) -> RunData:
         state=str(status.get("state", "unknown")),
         reason=str(status.get("reason") or ""),
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
-        samples=int(metrics.samples),
+        samples=metrics.samples,
         global_step=metrics.global_step,
         training={name: curve.points() for name, curve in metrics.training.items()},
         evaluations={key: curve.points() for key, curve in metrics.evaluations.items()},
@@ -164,44 +165,57 @@ class _Metrics:
     """Takes the lines of metrics.jsonl. Steps that a resumed run does again replace what they were before."""
 
     def __init__(self) -> None:
-        self.samples = 0.0
+        self.samples = 0
         self.global_step = 0
         self.training: dict[str, Curve] = {}
         self.evaluations: dict[tuple[str, str], Curve] = {}
         self.boundaries: list[Boundary] = []
         self.last_evaluation: Evaluation | None = None
         self.samples_by_step = Curve()
+        self.not_finite: Counter[str] = Counter()
 
     def take(self, line: Mapping[str, object]) -> bool:
         """Take one line; return whether it was understood."""
-        samples, step = _number(line.get("samples")), _number(line.get("global_step"))
-        if samples is None or step is None or not (math.isfinite(samples) and math.isfinite(step)):
+        samples, step = _whole(line.get("samples")), _whole(line.get("global_step"))
+        if samples is None or step is None:
             return False
         if line.get("kind") == "train":
-            self._take_training(line, samples, int(step))
+            self._take_training(line, samples, step)
             return True
         metrics = line.get("metrics")
         if line.get("kind") == "evaluate" and isinstance(metrics, dict):
             self._take_evaluation(str(line.get("split", "")), _numbers(metrics), samples)
+            if step > self.global_step:
+                self._advance(samples, step)
             return True
         return False
 
-    def _take_training(self, line: Mapping[str, object], samples: float, step: int) -> None:
+    def _take_training(self, line: Mapping[str, object], samples: int, step: int) -> None:
         while self.boundaries and samples <= self.samples and self.boundaries[-1].samples >= samples:
             self.boundaries.pop()
-        stage, epoch = (int(_number(line.get(name)) or 0) for name in ("stage", "epoch"))
+        stage, epoch = (_whole(line.get(name)) or 0 for name in ("stage", "epoch"))
         latest = self.boundaries[-1] if self.boundaries else None
         if latest is None or (latest.stage, latest.epoch) != (stage, epoch):
-            start = min(self.samples, samples) if latest else 0.0
-            size = _number(line.get("size"))
-            self.boundaries.append(Boundary(start, stage, epoch, None if size is None else int(size)))
-        self.samples, self.global_step = samples, step
-        self.samples_by_step.add(step, samples)
+            start = self._epoch_start(line, samples, step) if latest else 0.0
+            self.boundaries.append(Boundary(start, stage, epoch, _whole(line.get("size"))))
+        self._advance(samples, step)
         for name, value in _numbers(line).items():
             if name not in _POSITION:
                 self.training.setdefault(name, Curve()).add(samples, value)
+                self.not_finite[name] += not math.isfinite(value)
 
-    def _take_evaluation(self, split: str, metrics: Mapping[str, float], samples: float) -> None:
+    def _advance(self, samples: int, step: int) -> None:
+        self.samples, self.global_step = samples, step
+        self.samples_by_step.add(step, samples)
+
+    def _epoch_start(self, line: Mapping[str, object], samples: int, global_step: int) -> float:
+        """Return the samples seen before the epoch of `line`, its first one: between those of the last line and its."""
+        if not (self.samples < samples and self.global_step < global_step):
+            return samples
+        batch = (samples - self.samples) / (global_step - self.global_step)
+        return max(self.samples, samples - batch * (_whole(line.get("step")) or 0))
+
+    def _take_evaluation(self, split: str, metrics: Mapping[str, float], samples: int) -> None:
         for name, value in metrics.items():
             self.evaluations.setdefault((split, name), Curve()).add(samples, value)
         self.last_evaluation = Evaluation(split=split, metrics=metrics)
@@ -221,11 +235,11 @@ class _Events:
 
     def take(self, line: Mapping[str, object]) -> bool:
         """Take one line; return whether it was understood."""
-        time, name, step = _number(line.get("time")), line.get("event"), _number(line.get("global_step"))
+        time, name = _number(line.get("time")), line.get("event")
         if time is None or not math.isfinite(time) or not isinstance(name, str):
             return False
         details = {key: line[key] for key in line if key not in ("time", "event", "global_step")}
-        event = Event(time, name, None if step is None or not math.isfinite(step) else int(step), details)
+        event = Event(time, name, _whole(line.get("global_step")), details)
         self.lives.see(event)
         if name not in _FREQUENT_EVENTS:
             self.rare.append(event)
@@ -246,6 +260,9 @@ class _Events:
 def _read_metrics(path: Path, notes: list[str]) -> _Metrics:
     metrics = _Metrics()
     _note_unreadable(path, sum(line is None or not metrics.take(line) for line in _lines(path)), notes)
+    for name, count in metrics.not_finite.items():
+        if count:
+            notes.append(f"{name} was not a finite number in {count:,} training steps: gaps in its curve")
     return metrics
 
 
@@ -293,12 +310,11 @@ def _read_evaluation(path: Path, notes: list[str]) -> Evaluation | None:
     metrics, trivial = value.get("metrics"), value.get("trivial")
     if not isinstance(metrics, dict):
         return None
-    samples, size = _number(value.get("samples")), _number(value.get("size"))
     return Evaluation(
         split=str(value.get("split", "")),
         metrics=_numbers(metrics),
-        samples=None if samples is None else int(samples),
-        size=None if size is None else int(size),
+        samples=_whole(value.get("samples")),
+        size=_whole(value.get("size")),
         checkpoint=None if value.get("checkpoint") is None else str(value["checkpoint"]),
         trivial={
             str(name): _numbers(figures)
@@ -319,7 +335,17 @@ def _find_panels(folder: Path) -> list[PanelFile]:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
+def _whole(value: object) -> int | None:
+    number = _number(value)
+    return int(number) if number is not None and math.isfinite(number) else None
 
 
 def _numbers(mapping: Mapping[str, object]) -> dict[str, float]:

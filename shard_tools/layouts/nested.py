@@ -194,8 +194,7 @@ class _Tuples(Sequence[SourceTuple]):
     def __getitem__(self, index: int | slice) -> SourceTuple | list[SourceTuple]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+        index = range(len(self))[index]
         at = bisect_right(self._ends, index)
         folder = self._foregrounds[at]
         placements = folder.placements

@@ -1,0 +1,48 @@
+# The commands of this project; each does its own set-up. `make demo` and `make test` are where to begin.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help venv demo test lint bench bench-gpu constraints clean
+
+help:
+	@echo "make demo       pack, train, preempt, resume, evaluate, look: the whole path on sample data, about 5 minutes"
+	@echo "make test       the whole test suite"
+	@echo "make lint       ruff and mypy"
+	@echo "make bench      side-by-side measurements on this machine"
+	@echo "make bench-gpu  checks and measures everything that needs a GPU, in under 9 minutes"
+	@echo "make venv       only the set-up: $(VENV) with the package and pinned torch"
+	@echo "make clean      remove what these commands made"
+
+venv: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python -m launch.demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python -m bench.data
+
+bench-gpu: $(READY)
+	$(BIN)/python -m bench.gpu
+
+constraints: $(READY)
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//; s/+cu[0-9]*//' > constraints.txt
+
+clean:
+	rm -rf $(VENV) demo build dist bench/data *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,7 +10,6 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from dtrain.config import Config
 from dtrain.model import SIZE_DIVISOR
@@ -66,7 +65,7 @@ def settle_gradient_buckets(model: nn.Module, device: torch.device) -> None:
     a gradient in its bucket decides the order in which the processes' shares are added, and so the last bits: a run
     that is resumed would differ in its first step. One pass over zeros, which changes no state, comes before all.
     """
-    if not isinstance(model, DistributedDataParallel):
+    if not dist.is_initialized():
         return
     model.eval()
     prediction = model(torch.zeros(1, 6, SIZE_DIVISOR, SIZE_DIVISOR, device=device))
@@ -82,12 +81,16 @@ def broadcast_buffers(module: nn.Module) -> None:
             dist.broadcast(buffer, src=0)
 
 
+class ProcessError(UserError):
+    """A mistake that this process alone has met, such as a damaged shard that only it reads."""
+
+
 def report_user_error(error: UserError, program: str) -> None:
-    """Print the message once, by the process that people read.
+    """Print the message once: a `ProcessError` by its process, any other, which all have met, by the main process.
 
     The launcher ends all processes when the first one ends; the others wait a moment so that the message gets out.
     """
-    if int(os.environ.get("RANK", "0")) == 0:
+    if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, ProcessError):
         print(f"{program}: {error}", flush=True)
     else:
         time.sleep(2)

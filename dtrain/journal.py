@@ -19,9 +19,11 @@ from dtrain.plan import RunPlan, StagePlan
 from dtrain.resume import Start
 from dtrain.run_folder import RunFolder, State
 from shard_tools.atomic import atomic_file
+from shard_tools.errors import UserError
 from shard_tools.progress import Progress
 
 SPEED_INTERVAL_SECONDS = 5.0
+EXPLANATION_WAIT_SECONDS = 2.0
 
 
 class Journal:
@@ -144,12 +146,34 @@ class Journal:
             self._say(f"done after {global_step} steps: {self._run.path}")
             self._end("done", "", global_step)
 
-    def failed(self, error: BaseException, global_step: int) -> None:
-        """The run ends with an error; its newest checkpoint stays good."""
+    def failed(self, error: Exception, global_step: int) -> bool:
+        """The run ends with an error on this process; its newest checkpoint stays good.
+
+        The process that met a damaged shard says so in status.json; the others, whose exchange with it then breaks
+        off, leave it at that. Returns whether another process has given the reason.
+        """
+        if isinstance(error, UserError):
+            self._explain(error, global_step)
+            return False
+        if self._explained_by_another():
+            return True
         if self._main:
-            reason = f"{type(error).__name__}: {error}"
-            self._run.add_event("failed", global_step, reason=reason)
-            self._end("failed", reason, global_step)
+            self._explain(error, global_step)
+        return False
+
+    def _explain(self, error: Exception, global_step: int) -> None:
+        reason = f"process {self._accelerator.process_index}: {type(error).__name__}: {error}"
+        self._run.add_event("failed", global_step, reason=reason)
+        self._end("failed", reason, global_step)
+
+    def _explained_by_another(self) -> bool:
+        """Wait a moment for the status of a process that ended just before."""
+        deadline = time.monotonic() + EXPLANATION_WAIT_SECONDS
+        while self._run.read_status().get("state") != "failed":
+            if self._accelerator.num_processes == 1 or time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+        return True
 
     def _announce(self, start: Start, global_step: int) -> None:
         stage = self._plan.stages[min(start.position.stage, len(self._plan.stages) - 1)]

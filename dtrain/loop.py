@@ -14,7 +14,7 @@ from dtrain.checkpoint import Checkpoint, load_checkpoint, remove_old, save_chec
 from dtrain.config import Config
 from dtrain.data.loader import HostBatch, Loader, to_device
 from dtrain.data.order import EpochOrder
-from dtrain.devices import broadcast_buffers, make_accelerator, on_main_process, settle_gradient_buckets
+from dtrain.devices import ProcessError, broadcast_buffers, make_accelerator, on_main_process, settle_gradient_buckets
 from dtrain.evaluator import Evaluator
 from dtrain.journal import Journal
 from dtrain.losses import Losses, depth_mask_loss
@@ -24,6 +24,7 @@ from dtrain.plan import RunPlan, StagePlan, learning_rate_factor, plan_run
 from dtrain.preempt import StopRequest, StopVote
 from dtrain.resume import Start, open_run
 from dtrain.run_folder import RunFolder
+from shard_tools.errors import UserError
 from shard_tools.manifest import Manifest, manifest_folder, read_manifest
 
 
@@ -44,13 +45,19 @@ def train(config: Config, *, fresh: bool = False, overwrite: bool = False) -> No
             accelerator.print(f"{run.path} is done: {start.state['global_step']} steps; --fresh starts it anew.")
             return
         journal = Journal(run, accelerator, config, plan, start)
-        trainer = Trainer(config, accelerator, manifest, plan, run, journal, StopVote(request), start)
+        vote = StopVote(request)
+        trainer = Trainer(config, accelerator, manifest, plan, run, journal, vote, start)
         try:
             stopped = not trainer.train()
-        except BaseException as error:
-            journal.failed(error, trainer.global_step)
+        except Exception as error:
+            if journal.failed(error, trainer.global_step):
+                raise SystemExit(1) from None
+            if isinstance(error, UserError):
+                raise ProcessError(f"process {accelerator.process_index}: {error}") from None
             raise
-        trainer.close()
+        finally:
+            trainer.close()
+        vote.settle()
         if stopped:
             journal.preempted(request.reason or "a signal to another process", trainer.global_step)
         else:
@@ -125,10 +132,9 @@ class Trainer:
         return True
 
     def close(self) -> None:
-        """Let go of threads and of votes under way."""
+        """Let go of threads and files."""
         if self._loader is not None:
             self._loader.close()
-        self._vote.settle()
 
     def _train_epoch(self, stage: StagePlan) -> bool:
         """Steps to the end of the epoch; False if all processes agreed to stop after one of them."""

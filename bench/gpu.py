@@ -1,0 +1,284 @@
+"""Everything that needs a GPU, checked and measured by one command in under 9 minutes: `make bench-gpu`.
+
+Checks: the network gives on the GPU what it gives on the CPU; a run on the GPU through the real launcher is preempted
+by SIGTERM, resumes, and ends with the samples that an undisturbed one saw. Measures: training steps per size and
+precision, the loader alone, and both together. `--device cpu --quick` tries the command itself without a GPU.
+"""
+
+import argparse
+import json
+import platform
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from bench.dataset import FOLDER, tree_and_shards
+from dtrain.data.loader import HostBatch, Loader, to_device
+from dtrain.data.order import EpochOrder
+from dtrain.losses import depth_mask_loss
+from dtrain.model import DepthMaskNet
+from shard_tools.manifest import read_manifest
+
+WRITE_UP_BATCHES = {32: 1024, 64: 256, 128: 64, 256: 16}
+LAUNCH_TIMEOUT = 150.0
+
+Report = dict[str, Any]
+
+
+def check_parity(device: torch.device) -> Report:
+    """Largest relative difference ‖GPU − CPU‖ / ‖CPU‖ of depth and mask logits, float32 without TF32."""
+    torch.manual_seed(0)
+    module = DepthMaskNet(0.5).eval()
+    images = torch.rand(4, 6, 64, 64)
+    tf32 = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    with torch.inference_mode():
+        expected = module(images)
+        found = module.to(device)(images.to(device))
+    torch.backends.cudnn.allow_tf32 = tf32
+    errors = [float((f.cpu() - e).norm() / e.norm()) for f, e in zip(found, expected, strict=True)]
+    return {"relative_error": max(errors), "ok": max(errors) < 1e-4}
+
+
+def check_preemption(shards: Path, processes: int, steps: int) -> Report:
+    """Launch, SIGTERM in the middle, launch again; the samples of every step against an undisturbed run."""
+    folder = FOLDER / "gpu-runs"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    batch = 16
+    config = folder / "config.yaml"
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "run": str(folder / "run"),
+                "data": {"manifest": str(shards)},
+                "model": {"width": 0.25},
+                "stages": [{"size": 64, "batch": batch, "epochs": 2, "samples": batch * steps}],
+                "evaluate": {"samples": 64},
+                "log": {"every_steps": 1, "audit": True},
+            }
+        )
+    )
+
+    def launch(run: Path) -> subprocess.Popen[bytes]:
+        launcher = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_config.yaml"]
+        options = ["--num_processes", str(processes), "-m", "dtrain", "train", str(config), "--run", str(run)]
+        with (folder / f"{run.name}.log").open("ab") as log:
+            return subprocess.Popen([sys.executable, *launcher, *options], stdout=log, stderr=subprocess.STDOUT)
+
+    untouched, taken = folder / "untouched", folder / "taken"
+    launch(untouched).wait(LAUNCH_TIMEOUT)
+    first = launch(taken)
+    deadline = time.monotonic() + LAUNCH_TIMEOUT
+    while _logged_steps(taken) < steps // 2 and first.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    first.send_signal(signal.SIGTERM)
+    asked = time.monotonic()
+    first.wait(LAUNCH_TIMEOUT)
+    leaving = time.monotonic() - asked
+    stopped = json.loads((taken / "status.json").read_text())
+    again = time.monotonic()
+    launch(taken).wait(LAUNCH_TIMEOUT)
+    final = json.loads((taken / "status.json").read_text())
+    same = _audit(taken) == _audit(untouched)
+    return {
+        "stopped_at_step": stopped["global_step"],
+        "seconds_to_leave": leaving,
+        "seconds_to_resume_and_finish": time.monotonic() - again,
+        "same_samples_in_every_step": same,
+        "ok": same and stopped["state"] == "preempted" and final["state"] == "done",
+    }
+
+
+def measure_steps(device: torch.device, batches: dict[int, int], width: float, repeats: int) -> list[Report]:
+    """Median seconds of a training step (forward, loss, backward, AdamW) on data that is already there."""
+    rows = []
+    for size, batch in batches.items():
+        for precision in ("float32", "bf16"):
+            step = training_step(device, width, size, precision)
+            generator = torch.Generator().manual_seed(0)
+            host = [
+                torch.randint(0, 256, (batch, size, size, channels), dtype=torch.uint8, generator=generator)
+                for channels in (3, 3, 1, 1)
+            ]
+            moved = to_device(HostBatch([], *host), device, size)
+            seconds = timed(lambda step=step, moved=moved: step(moved), device, repeats)  # type: ignore[misc]
+            rows.append(
+                {
+                    "size": size,
+                    "batch": batch,
+                    "precision": precision,
+                    "seconds": seconds,
+                    "per_second": batch / seconds,
+                }
+            )
+    return rows
+
+
+def training_step(device: torch.device, width: float, size: int, precision: str) -> Callable[[Any], None]:
+    """A function that trains a fresh network on one batch."""
+    module = DepthMaskNet(width).to(device)
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(module.parameters(), 1e-3)
+
+    def autocast() -> AbstractContextManager[Any]:
+        return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+    def step(batch: Any) -> None:
+        with autocast():
+            prediction = module(batch.images)
+        torch.autograd.backward(depth_mask_loss(prediction, batch.depth, batch.mask, scale=1.0).total)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def measure_loader(device: torch.device, shards: Path, batches: dict[int, int], threads: list[int]) -> list[Report]:
+    """Tuples per second of the loader alone, up to pinned memory."""
+    rows = []
+    for size, batch in batches.items():
+        for count in threads:
+            loaded, seconds = 0, 0.0
+            began = time.perf_counter()
+            for host_batch in epoch_batches(shards, size, min(batch, 256), count, device):
+                loaded += len(host_batch.keys)
+            seconds = time.perf_counter() - began
+            rows.append({"size": size, "threads": count, "per_second": loaded / seconds})
+    return rows
+
+
+def measure_together(
+    device: torch.device, shards: Path, batches: dict[int, int], width: float, threads: int, epochs: int
+) -> list[Report]:
+    """Seconds of a bf16 step with the loader beside it, against the same step on a batch that is already there."""
+    rows = []
+    for size, full_batch in batches.items():
+        batch = min(full_batch, 256)
+        step = training_step(device, width, size, "bf16")
+        host = next(iter(epoch_batches(shards, size, batch, 0, device)))
+        ready = to_device(host, device, size)
+        alone = timed(lambda step=step, ready=ready: step(ready), device, 10)  # type: ignore[misc]
+        synchronize(device)
+        began, steps = time.perf_counter(), 0
+        for _ in range(epochs):
+            for host_batch in epoch_batches(shards, size, batch, threads, device):
+                step(to_device(host_batch, device, size))
+                steps += 1
+        synchronize(device)
+        loaded = (time.perf_counter() - began) / steps
+        rows.append(
+            {"size": size, "batch": batch, "seconds_ready": alone, "seconds_loaded": loaded, "ratio": loaded / alone}
+        )
+    return rows
+
+
+def epoch_batches(shards: Path, size: int, batch: int, threads: int, device: torch.device) -> Iterator[HostBatch]:
+    manifest = read_manifest(shards)
+    loader = Loader(
+        shards,
+        manifest,
+        "train",
+        size=size,
+        threads=threads,
+        background_cache_bytes=64 * 2**20,
+        pin_memory=device.type == "cuda",
+    )
+    order = EpochOrder(loader.reader.shard_lengths, seed=0, stage=0, epoch=0, global_batch=batch)
+    yield from loader.batches(order.batch(step) for step in range(order.steps))
+    loader.close()
+
+
+def timed(function: Callable[[], None], device: torch.device, repeats: int) -> float:
+    """Median seconds of a call, after two that do not count."""
+    seconds = []
+    for number in range(repeats + 2):
+        synchronize(device)
+        began = time.perf_counter()
+        function()
+        synchronize(device)
+        if number >= 2:
+            seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def print_rows(title: str, rows: list[Report]) -> None:
+    print(f"\n### {title}\n")
+    print("| " + " | ".join(rows[0]) + " |")
+    print("|" + "---|" * len(rows[0]))
+    for row in rows:
+        cells = [f"{value:,.4g}" if isinstance(value, float) else str(value) for value in row.values()]
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", help="cuda, or cpu to try the command (default: cuda)")
+    parser.add_argument("--quick", action="store_true", help="small sizes, one repeat: no figures to be quoted")
+    parser.add_argument("--json", type=Path, default=FOLDER / "gpu.json", help="write the figures here")
+    arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        print("bench.gpu: torch sees no GPU here; run it on a machine with one, or try it with --device cpu --quick")
+        return 1
+    began = time.monotonic()
+    device = torch.device(arguments.device)
+    quick = arguments.quick
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
+    print(f"{name}, torch {torch.__version__}, Python {platform.python_version()}", flush=True)
+    batches = {16: 8, 32: 4} if quick else WRITE_UP_BATCHES
+    width, repeats = (0.0625, 1) if quick else (1.0, 10)
+    _, shards = tree_and_shards(32 if quick else 256, **({"backgrounds": 4, "foregrounds": 1} if quick else {}))
+    processes = max(torch.cuda.device_count(), 1) if device.type == "cuda" else 2
+    result: Report = {"device": name, "torch": torch.__version__}
+    result["parity"] = check_parity(device)
+    print_rows("Check: same network on CPU", [result["parity"]])
+    result["preemption"] = check_preemption(shards, processes, 6 if quick else 40)
+    print_rows("Check: preempted and resumed through the launcher", [result["preemption"]])
+    result["steps"] = measure_steps(device, batches, width, repeats)
+    print_rows(f"Training step, width {width}", result["steps"])
+    result["loader"] = measure_loader(device, shards, batches, [1, 2] if quick else [1, 2, 4, 8])
+    print_rows("Loader alone", result["loader"])
+    result["together"] = measure_together(device, shards, batches, width, 2 if quick else 8, 1)
+    print_rows("Step with the loader beside it, bf16", result["together"])
+    result["seconds"] = time.monotonic() - began
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    passed = result["parity"]["ok"] and result["preemption"]["ok"]
+    print(f"\n{'all checks passed' if passed else 'A CHECK FAILED'}; {result['seconds']:.0f} s; {arguments.json}")
+    return 0 if passed else 1
+
+
+def _logged_steps(run: Path) -> int:
+    try:
+        return len((run / "metrics.jsonl").read_text().splitlines())
+    except FileNotFoundError:
+        return 0
+
+
+def _audit(run: Path) -> dict[tuple[int, int], list[str]]:
+    """The keys of every step, from all processes."""
+    batches: dict[tuple[int, int], list[str]] = {}
+    for path in sorted((run / "audit").glob("rank-*.jsonl")):
+        for line in map(json.loads, path.read_text().splitlines()):
+            keys = batches.setdefault((line["epoch"], line["step"]), [])
+            keys += [key for key in line["keys"] if key not in keys]
+    return batches
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

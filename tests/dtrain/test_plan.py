@@ -1,0 +1,122 @@
+"""The plan: how batches are cut, how much there is to do, and the learning rate."""
+
+from collections.abc import Callable
+
+import pytest
+
+from dtrain.config import Config, ScheduleConfig
+from dtrain.data.order import Position
+from dtrain.plan import learning_rate_factor, micro_batch, plan_run
+from shard_tools.errors import UserError
+
+from .conftest import Shards
+
+MakeConfig = Callable[..., Config]
+
+
+@pytest.mark.parametrize(
+    ("share", "largest", "expected"),
+    [(64, 1024, 64), (64, 64, 64), (64, 63, 32), (64, 10, 8), (12, 5, 4), (7, 6, 1), (7, 7, 7), (1, 1, 1), (96, 40, 32)],
+)
+def test_micro_batches_are_the_largest_that_fit_and_divide(share: int, largest: int, expected: int) -> None:
+    assert micro_batch(share, largest) == expected
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 6])
+@pytest.mark.parametrize("largest", [1, 2, 1000])
+def test_processes_and_micro_batches_cut_the_batch_into_parts(
+    make_config: MakeConfig, shards: Shards, world_size: int, largest: int
+) -> None:
+    config = make_config(f"--max_micro_batch={largest}", "--stages.1.batch=12")
+    seen: list[list[int]] = [[], []]
+    for rank in range(world_size):
+        plan = plan_run(config, shards.manifest, rank=rank, world_size=world_size)
+        for stage, rows in zip(plan.stages, seen, strict=True):
+            micro = stage.micro_rows()
+            assert len(micro) == stage.accumulation
+            assert {len(part) for part in micro} == {stage.micro_batch}
+            assert stage.micro_batch <= largest
+            assert [row for part in micro for row in part] == list(stage.rows)
+            rows += stage.rows
+    assert seen == [list(range(6)), list(range(12))]
+
+
+def test_totals_and_what_lies_behind_a_position(make_config: MakeConfig, shards: Shards) -> None:
+    config = make_config("--stages.1.batch=8", "--stages.1.samples=17")
+    plan = plan_run(config, shards.manifest, rank=0, world_size=2)
+
+    first, second = plan.stages
+    assert (first.steps, first.dropped, first.epochs) == (30 // 6, 0, 2)
+    assert (second.steps, second.dropped, second.epochs) == (17 // 8, 1, 1)
+    assert sum(second.shard_lengths) == 17
+    assert plan.total_steps == 2 * 5 + 2
+    assert plan.total_samples == 2 * 30 + 16
+
+    expected = [
+        (Position(0, 0, 0), 0, 0),
+        (Position(0, 0, 3), 3, 18),
+        (Position(0, 0, 5), 5, 30),
+        (Position(0, 1, 0), 5, 30),
+        (Position(0, 1, 4), 9, 54),
+        (Position(0, 2, 0), 10, 60),
+        (Position(1, 0, 0), 10, 60),
+        (Position(1, 0, 1), 11, 68),
+        (Position(1, 1, 0), 12, 76),
+        (Position(2, 0, 0), 12, 76),
+    ]
+    assert [(p, plan.steps_before(p), plan.samples_before(p)) for p, _, _ in expected] == expected
+
+
+def test_a_stage_may_have_its_own_learning_rate(make_config: MakeConfig, shards: Shards) -> None:
+    config = make_config("--optimizer.learning_rate=0.5", "--stages.1.learning_rate=0.25")
+    plan = plan_run(config, shards.manifest, rank=0, world_size=1)
+    assert [stage.learning_rate for stage in plan.stages] == [0.5, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("override", "world_size", "expected"),
+    [
+        ("--stages.1.batch=31", 1, r"^stages\.1\.batch: .* 31 .* 30 samples; use a batch of 30 or less"),
+        ("--stages.0.batch=8", 3, r"^stages\.0\.batch: .* 8 .* 3 processes; use .*2, 4.* processes, or .* 6 or 9"),
+        ("--stages.1.samples=31", 1, r"^stages\.1\.samples: 31 asked for, but the split holds 30"),
+        ("--stages.0.samples=5", 1, r"^stages\.0\.batch: .* 6 can't be filled from 5 samples"),
+        ("--data.train_split=dev", 1, r"no split 'dev'; it has: train, test"),
+    ],
+)
+def test_a_stage_that_cannot_be_run_is_named(
+    make_config: MakeConfig, shards: Shards, override: str, world_size: int, expected: str
+) -> None:
+    with pytest.raises(UserError, match=expected):
+        plan_run(make_config(override), shards.manifest, rank=0, world_size=world_size)
+
+
+def test_constant_learning_rate() -> None:
+    schedule = ScheduleConfig(name="constant")
+    assert [learning_rate_factor(schedule, samples, 1000) for samples in (0, 500, 1000)] == [1.0, 1.0, 1.0]
+
+
+def test_cosine_falls_from_one_over_a_half_to_zero() -> None:
+    schedule = ScheduleConfig(name="cosine")
+    factors = [learning_rate_factor(schedule, samples, 1000) for samples in (0, 250, 500, 750, 1000)]
+    assert factors == pytest.approx([1.0, 0.853553, 0.5, 0.146447, 0.0], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine"])
+def test_warm_up_rises_in_samples_and_is_never_zero(name: str) -> None:
+    schedule = ScheduleConfig.model_validate({"name": name, "warmup_samples": 99})
+    factors = [learning_rate_factor(schedule, samples, 1099) for samples in (0, 49, 98, 99)]
+    assert factors == pytest.approx([0.01, 0.5, 0.99, 1.0])
+
+
+def test_cosine_spans_what_follows_the_warm_up() -> None:
+    schedule = ScheduleConfig(name="cosine", warmup_samples=100)
+    factors = [learning_rate_factor(schedule, samples, 1100) for samples in (100, 600, 1100)]
+    assert factors == pytest.approx([1.0, 0.5, 0.0], abs=1e-9)
+
+
+@pytest.mark.parametrize("total", [50, 100])
+def test_a_warm_up_longer_than_the_run_only_rises(total: int) -> None:
+    schedule = ScheduleConfig(name="cosine", warmup_samples=100)
+    factors = [learning_rate_factor(schedule, samples, total) for samples in range(0, total, 10)]
+    assert factors == sorted(factors)
+    assert 0 < factors[0] < factors[-1] < 1

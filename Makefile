@@ -41,7 +41,8 @@ bench-gpu: $(READY)
 	$(BIN)/python -m bench.gpu
 
 constraints: $(READY)
-	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//; s/+cu[0-9]*//' > constraints.txt
+	echo "# The versions that make venv installs, tested together. Made by: make constraints" > constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//; s/+cu[0-9]*//' >> constraints.txt
 
 clean:
 	rm -rf $(VENV) demo build dist bench/data *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -20,7 +20,7 @@ ROOMS, SHARDS, RUN, LOG = DEMO / "rooms", DEMO / "shards", DEMO / "run", DEMO / 
 CONFIG = "configs/demo.yaml"
 BIN = Path(sys.executable).parent
 
-PREEMPT_AT = 0.45
+PREEMPT_AT = 0.75
 """The share of the run at which it is preempted: in the middle of an epoch of the second stage."""
 
 TIMEOUT_SECONDS = 1800.0
@@ -30,7 +30,7 @@ def main() -> int:
     """Run the demo; the exit status is that of the first command that fails."""
     began = time.monotonic()
     try:
-        _run("shard-tools", "sample", str(ROOMS), "--backgrounds", "40", "--foregrounds", "6", "--size", "128")
+        _run("shard-tools", "sample", str(ROOMS), "--backgrounds", "160", "--foregrounds", "3", "--size", "128")
         _run("shard-tools", "build", str(ROOMS), str(SHARDS))
         train = _train_command()
         if not _events("preempted"):

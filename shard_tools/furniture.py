@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import TypeVar
 
-from shard_tools.textures import Array, Doors, Plain, Shelves, Texture, fabric_colour, hsv, paint_colour, wood_colour
+from shard_tools.textures import Array, Doors, Plain, Shelves, Texture, fabric_colour, hsv, wood_colour
 
 Coordinate = TypeVar("Coordinate", float, Array)
 
@@ -67,9 +67,9 @@ class Piece:
         return moved
 
 
-def random_piece(random: Random, room_height: float) -> Piece:
-    """Any piece that fits under a ceiling of this height, in metres."""
-    return random.choice(_KINDS)(random, room_height)
+def random_piece(random: Random) -> Piece:
+    """Any piece; all are lower than a room."""
+    return random.choice(_KINDS)(random)
 
 
 def _part(
@@ -93,7 +93,7 @@ def _cloth(random: Random) -> Plain:
     return Plain(fabric_colour(random), random.getrandbits(30), 0.2, 0.12)
 
 
-def _table(random: Random, room_height: float) -> Piece:
+def _table(random: Random) -> Piece:
     wood, width, depth = _wood(random), random.uniform(0.8, 1.7), random.uniform(0.6, 0.9)
     height = random.uniform(0.65, 0.8)
     x, z = width / 2 - 0.06, depth / 2 - 0.06
@@ -101,14 +101,14 @@ def _table(random: Random, room_height: float) -> Piece:
     return Piece(width, depth, (_part(0, 0, width, depth, height - 0.06, height, wood), *legs))
 
 
-def _bench(random: Random, room_height: float) -> Piece:
+def _bench(random: Random) -> Piece:
     wood, width, depth = _wood(random), random.uniform(0.9, 1.6), random.uniform(0.3, 0.45)
     height = random.uniform(0.4, 0.5)
     ends = [_part(u, 0, 0.06, depth - 0.04, 0, height - 0.06, wood) for u in (0.05 - width / 2, width / 2 - 0.05)]
     return Piece(width, depth, (_part(0, 0, width, depth, height - 0.06, height, wood), *ends))
 
 
-def _sofa(random: Random, room_height: float) -> Piece:
+def _sofa(random: Random) -> Piece:
     cloth, width, depth = _cloth(random), random.uniform(1.2, 2.0), random.uniform(0.8, 0.95)
     back = _part(0, depth / 2 - 0.11, width, 0.22, 0.05, random.uniform(0.75, 0.95), cloth)
     arms = [_part(u, 0, 0.2, depth, 0.05, 0.6, cloth) for u in (0.1 - width / 2, width / 2 - 0.1)]
@@ -117,20 +117,20 @@ def _sofa(random: Random, room_height: float) -> Piece:
     return Piece(width, depth, (back, *arms, *seats))
 
 
-def _bookcase(random: Random, room_height: float) -> Piece:
+def _bookcase(random: Random) -> Piece:
     wood, width, depth = _wood(random), random.uniform(0.7, 1.6), random.uniform(0.28, 0.4)
     shelves = Shelves(wood.colour, wood.key, random.uniform(0.28, 0.4))
     return Piece(width, depth, (_part(0, 0, width, depth, 0, random.uniform(1.2, 2.1), wood, shelves),))
 
 
-def _cupboard(random: Random, room_height: float) -> Piece:
+def _cupboard(random: Random) -> Piece:
     wood, width, depth = _wood(random), random.uniform(0.7, 1.5), random.uniform(0.4, 0.6)
     height = random.uniform(0.7, 2.0)
     front = Doors(wood, width / random.choice((1, 2, 2, 3)), height / random.choice((1, 2, 3)))
     return Piece(width, depth, (_part(0, 0, width, depth, 0, height, wood, front),))
 
 
-def _bed(random: Random, room_height: float) -> Piece:
+def _bed(random: Random) -> Piece:
     wood, cloth, width, depth = _wood(random), _cloth(random), random.uniform(1.0, 1.6), 2.0
     linen = Plain(hsv(0, 0, 0.92), wood.key, 0.05)
     parts = (
@@ -142,7 +142,7 @@ def _bed(random: Random, room_height: float) -> Piece:
     return Piece(width, depth, parts)
 
 
-def _boxes(random: Random, room_height: float) -> Piece:
+def _boxes(random: Random) -> Piece:
     board = Plain(hsv(0.09, random.uniform(0.2, 0.5), random.uniform(0.5, 0.8)), random.getrandbits(30), 0.1)
     width, depth, height = random.uniform(0.4, 0.8), random.uniform(0.4, 0.8), random.uniform(0.35, 0.7)
     upper = _part(0, 0, width * 0.7, depth * 0.7, height, height + random.uniform(0.2, 0.5), board)
@@ -153,13 +153,7 @@ def _boxes(random: Random, room_height: float) -> Piece:
     )
 
 
-def _pillar(random: Random, room_height: float) -> Piece:
-    side = random.uniform(0.25, 0.5)
-    paint = Plain(paint_colour(random), random.getrandbits(30), 0.05)
-    return Piece(side, side, (_part(0, 0, side, side, 0, room_height, paint),))
-
-
-_KINDS: tuple[Callable[[Random, float], Piece], ...] = (
+_KINDS: tuple[Callable[[Random], Piece], ...] = (
     _table,
     _bench,
     _sofa,
@@ -167,5 +161,4 @@ _KINDS: tuple[Callable[[Random, float], Piece], ...] = (
     _cupboard,
     _bed,
     _boxes,
-    _pillar,
 )

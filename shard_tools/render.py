@@ -89,7 +89,7 @@ def depth_map(room: Room, size: int) -> Array:
 def picture(room: Room, size: int) -> NDArray[np.uint8]:
     """The room in colour with 2 × 2 samples a pixel, RGB uint8 (S, S, 3)."""
     light = np.mean([_shade(room, _rays(room, size, dx, dy), size) for dx, dy in SUPERSAMPLES], axis=0)
-    light *= room.exposure**2.2 / np.mean(light)
+    light *= room.exposure
     light = light / (1 + 0.25 * light) * 1.25
     colour = np.clip(light, 0, 1) ** (1 / 2.2)
     return np.asarray(np.rint(colour * 255), np.uint8).reshape(size, size, 3)
@@ -155,7 +155,7 @@ def _lamp_light(room: Room, hits: _Hits, normal: Array, u: Array, y: Array, v: A
         to = (lamp.u + du * lamp.radius - u, lamp.y - y, lamp.v + dv * lamp.radius - v)
         squared = to[0] ** 2 + to[1] ** 2 + to[2] ** 2
         cosine = (normal[0] * to[0] + normal[1] * to[1] + normal[2] * to[2]) / np.sqrt(squared)
-        light = np.maximum(cosine, 0) * 1.6 / (1 + squared / 6)
+        light = np.maximum(cosine, 0) * 1.6 / (1 + squared / 4)
         at = np.flatnonzero(light > 0)
         start = tuple(p[at] + 1e-4 * n[at] for p, n in zip((u, y, v), normal, strict=True))
         ray = tuple(d[at] for d in to)

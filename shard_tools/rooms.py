@@ -36,7 +36,7 @@ from shard_tools.textures import (
 CLEAR_METRES = recipe.floor_distance(recipe.base_line(recipe.SIZES[-1])) + 0.15
 """Nothing of a room is nearer (along z) inside the picture, so every placed object stands free on the floor."""
 
-DEEPEST_METRES = 0.97 * recipe.FAR_METRES
+DEEPEST_METRES = 0.95 * recipe.FAR_METRES
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Room:
     furniture: tuple[Cuboid, ...]
     lamp: Lamp
     exposure: float
+    """What light is multiplied by in the picture."""
 
 
 def _distance(room_yaw: float, u: float, v: float) -> float:
@@ -76,16 +77,16 @@ def make_room(seed: int, number: int) -> Room:
     """Room `number` of a data set; the same for the same arguments, for ever different for others."""
     random = Random(derive_key("room", seed, number))
     while True:
-        yaw = random.uniform(-0.55, 0.55) if random.random() < 0.7 else 0.0
+        yaw = random.uniform(-0.35, 0.35) if random.random() < 0.6 else 0.0
         corners = [turn(x * CLEAR_METRES / recipe.FOCAL_LENGTH, CLEAR_METRES, yaw) for x in (-0.5, 0.5)]
         left = min(0.0, *(u for u, _ in corners)) - random.uniform(0.1, 2.2)
         right = max(0.0, *(u for u, _ in corners)) + random.uniform(0.1, 2.2)
-        back = max(v for _, v in corners) + random.uniform(0.3, 5.5)
+        back = max(v for _, v in corners) + random.uniform(0.3, 5.0)
         if max(_distance(yaw, left, back), _distance(yaw, right, back)) < DEEPEST_METRES:
             break
-    height = random.uniform(2.3, 3.2)
+    height = random.uniform(2.55, 2.75)
     wall = _wall(random)
-    skirting = hsv(random.random(), 0.1, random.choice((0.95, 0.9, 0.25)))
+    skirting = hsv(random.random(), 0.05, random.choice((0.95, 0.9)))
     thickness = random.uniform(0.06, 0.14)
 
     def finish(width: float, start: float) -> Texture:
@@ -97,19 +98,19 @@ def make_room(seed: int, number: int) -> Room:
         finish(back, 0.0),
         finish(back, 0.0),
         _floor(random),
-        Plain(hsv(random.random(), 0.03, random.uniform(0.85, 1.0)), random.getrandbits(30), 0.03),
+        Plain(hsv(random.random(), 0.02, random.uniform(0.93, 0.98)), random.getrandbits(30), 0.03),
         finish(right - left, left),
     )
     lamp = Lamp(
-        u=random.uniform(max(left + 0.4, -2), min(right - 0.4, 2)),
+        u=random.uniform(max(left + 0.4, -0.6), min(right - 0.4, 0.6)),
         y=height - 0.12,
-        v=random.uniform(0.6, max(0.8, back - 1.0)),
+        v=random.uniform(0.6, 1.6),
         radius=random.uniform(0.15, 0.4),
         colour=hsv(random.choice((0.08, 0.1, 0.58)), random.uniform(0, 0.2), 1.0),
-        ambient=random.uniform(0.3, 0.5),
+        ambient=random.uniform(0.2, 0.3),
     )
-    furniture = _furnish(random, yaw, left, right, back, height)
-    return Room(yaw, left, right, back, height, faces, furniture, lamp, random.uniform(0.42, 0.62))
+    furniture = _furnish(random, yaw, left, right, back)
+    return Room(yaw, left, right, back, height, faces, furniture, lamp, random.uniform(1.4, 1.8))
 
 
 def _solid(colour: Array) -> Texture:
@@ -120,16 +121,17 @@ def _floor(random: Random) -> Texture:
     key = random.getrandbits(30)
     kind = random.random()
     if kind < 0.45:
-        planks = Planks(wood_colour(random), key, random.uniform(0.1, 0.24), random.uniform(0.9, 2.0), 0.35)
+        planks = Planks(wood_colour(random) * 0.8, key, random.uniform(0.1, 0.24), random.uniform(0.9, 2.0), 0.35)
         if random.random() < 0.4:
             return _Turned(planks)
         return planks
     if kind < 0.75:
-        stone = hsv(random.random(), random.uniform(0.0, 0.2), random.uniform(0.45, 0.9))
+        stone = hsv(random.random(), random.uniform(0.0, 0.15), random.uniform(0.35, 0.65))
         other = stone * random.choice((1.0, 1.0, 0.45, 0.75))
         side = random.uniform(0.3, 0.7)
         return Tiles(stone, other, stone * random.choice((0.5, 1.15)), key, side, side)
-    return Plain(fabric_colour(random), key, random.uniform(0.15, 0.4), random.uniform(0.1, 0.5))
+    pile = hsv(random.random(), random.uniform(0.1, 0.5), random.uniform(0.25, 0.5))
+    return Plain(pile, key, random.uniform(0.15, 0.4), random.uniform(0.1, 0.5))
 
 
 @dataclass(frozen=True)
@@ -146,11 +148,11 @@ def _wall(random: Random) -> Texture:
     key = random.getrandbits(30)
     colour = paint_colour(random)
     kind = random.random()
-    if kind < 0.5:
+    if kind < 0.6:
         return Plain(colour, key, random.uniform(0.03, 0.12), random.uniform(0.2, 0.8))
-    if kind < 0.65:
+    if kind < 0.75:
         return Stripes(colour, np.clip(colour * random.uniform(0.8, 1.1), 0, 1), random.uniform(0.2, 0.6))
-    if kind < 0.78:
+    if kind < 0.87:
         brick = hsv(random.uniform(0.0, 0.08), random.uniform(0.1, 0.6), random.uniform(0.5, 0.9))
         return Tiles(brick, brick * 0.9, np.full(3, 0.75), key, 0.28, 0.1, 0.5)
     white = hsv(0.1, 0.05, random.uniform(0.85, 0.97))
@@ -188,12 +190,12 @@ def _decoration(random: Random) -> tuple[Texture, Array, float, float, float, fl
     return Doors(Plain(wood_colour(random), key, 0.1), wide - 0.16, 1.0), frame, 0.08, 0.0, wide, 2.05
 
 
-def _furnish(random: Random, yaw: float, left: float, right: float, back: float, height: float) -> tuple[Cuboid, ...]:
+def _furnish(random: Random, yaw: float, left: float, right: float, back: float) -> tuple[Cuboid, ...]:
     """Furniture along the walls and in the room, none of it nearer than `CLEAR_METRES` nor inside another."""
     parts: list[Cuboid] = []
     taken: list[tuple[float, float, float]] = []
-    for _ in range(random.choice((1, 2, 3, 3, 4, 5))):
-        piece = random_piece(random, height)
+    for _ in range(random.choice((1, 2, 2, 3, 4))):
+        piece = random_piece(random)
         reach = math.hypot(piece.width, piece.depth) / 2
         for _ in range(12):
             u, v, angle = _spot(random, piece, left, right, back)

@@ -28,9 +28,9 @@ def wood_colour(random: Random) -> Array:
 
 def paint_colour(random: Random) -> Array:
     """Mostly pale, sometimes strong."""
-    if random.random() < 0.7:
-        return hsv(random.random(), random.uniform(0.02, 0.25), random.uniform(0.7, 0.97))
-    return hsv(random.random(), random.uniform(0.25, 0.6), random.uniform(0.4, 0.8))
+    if random.random() < 0.85:
+        return hsv(random.random(), random.uniform(0.02, 0.3), random.uniform(0.75, 0.97))
+    return hsv(random.random(), random.uniform(0.25, 0.5), random.uniform(0.6, 0.85))
 
 
 def fabric_colour(random: Random) -> Array:

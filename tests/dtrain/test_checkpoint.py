@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,6 @@ import torch
 
 from dtrain.checkpoint import (
     Checkpoint,
-    DamagedCheckpointError,
     checkpoint_name,
     list_checkpoints,
     load_checkpoint,
@@ -62,7 +62,10 @@ def contents(checkpoint: Checkpoint) -> Any:
 def newest(folder: Path) -> tuple[str | None, int | None, dict[str, str]]:
     """Name and step of the checkpoint that is used, and reasons by name for those passed over."""
     path, checkpoint, passed_over = load_newest(folder)
-    return path and path.name, checkpoint and checkpoint.state["global_step"], dict(passed_over)
+    if path is None or checkpoint is None:
+        assert path is checkpoint is None
+        return None, None, dict(passed_over)
+    return path.name, checkpoint.state["global_step"], dict(passed_over)
 
 
 @pytest.fixture
@@ -125,7 +128,10 @@ def flip_a_bit(path: Path) -> None:
 
 
 def overwrite(text: str) -> Callable[[Path], None]:
-    return lambda path: path.write_text(text) and None
+    def damage(path: Path) -> None:
+        path.write_text(text)
+
+    return damage
 
 
 DAMAGES = [
@@ -157,9 +163,7 @@ def test_a_damaged_one_is_passed_over_with_its_reason(
     used, step, passed_over = newest(folder)
     assert (used, step) == ("step-00000010", 10)
     assert list(passed_over) == ["step-00000020"]
-    with pytest.raises(DamagedCheckpointError, match=reason):
-        verify(folder / "step-00000020")
-    assert passed_over["step-00000020"]
+    assert re.match(reason, passed_over["step-00000020"])
 
 
 def test_an_empty_folder_is_passed_over(folder: Path) -> None:
@@ -272,11 +276,11 @@ from dtrain.checkpoint import Checkpoint, save_checkpoint
 from shard_tools.errors import UserError
 
 folder = Path(sys.argv[1])
-checkpoint = Checkpoint({"w": torch.zeros(20_000)}, {"m": torch.zeros(40_000)}, {"global_step": 1, "text": "x" * 300_000})
+weights, moments, state = {"w": torch.zeros(20_000)}, {"m": torch.zeros(40_000)}, {"text": "x" * 300_000}
 for limit in 1000, 100_000, 200_000:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     try:
-        save_checkpoint(folder, 5, checkpoint)
+        save_checkpoint(folder, 5, Checkpoint(weights, moments, state))
     except UserError as error:
         print(error)
 """

@@ -16,7 +16,17 @@ MakeConfig = Callable[..., Config]
 
 @pytest.mark.parametrize(
     ("share", "largest", "expected"),
-    [(64, 1024, 64), (64, 64, 64), (64, 63, 32), (64, 10, 8), (12, 5, 4), (7, 6, 1), (7, 7, 7), (1, 1, 1), (96, 40, 32)],
+    [
+        (64, 1024, 64),
+        (64, 64, 64),
+        (64, 63, 32),
+        (64, 10, 8),
+        (12, 5, 4),
+        (7, 6, 1),
+        (7, 7, 7),
+        (1, 1, 1),
+        (96, 40, 32),
+    ],
 )
 def test_micro_batches_are_the_largest_that_fit_and_divide(share: int, largest: int, expected: int) -> None:
     assert micro_batch(share, largest) == expected
@@ -37,7 +47,7 @@ def test_processes_and_micro_batches_cut_the_batch_into_parts(
             assert {len(part) for part in micro} == {stage.micro_batch}
             assert stage.micro_batch <= largest
             assert [row for part in micro for row in part] == list(stage.rows)
-            rows += stage.rows
+            rows.extend(stage.rows)
     assert seen == [list(range(6)), list(range(12))]
 
 

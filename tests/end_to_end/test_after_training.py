@@ -60,16 +60,6 @@ def test_report_is_one_html_file(undisturbed: Run) -> None:
     assert "data:image/" in page
 
 
-def test_tensorboard_has_every_step_once(undisturbed: Run) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    (folder,) = undisturbed.folder.glob("tensorboard")
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    steps = [event.step for event in events.Scalars("train/loss")]
-    assert steps == [line["global_step"] for line in undisturbed.lines("metrics.jsonl") if line["kind"] == "train"]
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -6,8 +6,16 @@ import time
 
 import psutil
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from .conftest import STEPS, TOTAL_STEPS, Run
+
+
+def curve(run: Run) -> list[tuple[int, float]]:
+    """The training loss as TensorBoard shows it."""
+    events = EventAccumulator(str(run.folder / "tensorboard"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars("train/loss")]
 
 
 @pytest.mark.parametrize("step", [3, 26])
@@ -23,6 +31,7 @@ def test_killed_at_any_step_it_ends_with_the_same_bytes(run: Run, undisturbed: R
         assert f"resumes from {resume['checkpoint']}" in again.output
     assert run.final() == undisturbed.final()
     assert run.status()["state"] == "done"
+    assert curve(run) == curve(undisturbed), "TensorBoard has every step once"
 
 
 def test_three_processes_killed_twice_end_with_the_same_bytes(run: Run) -> None:

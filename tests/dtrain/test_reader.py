@@ -1,0 +1,155 @@
+"""The reader: bytes of any sample, and every way in which shards can be wrong."""
+
+import os
+import random
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from dtrain.data import reader as reader_module
+from dtrain.data.reader import ShardReader
+from shard_tools.errors import UserError
+
+from .conftest import BACKGROUNDS, PLACEMENTS, Shards
+
+COMPONENTS = ("bg", "fgbg", "depth", "mask")
+
+
+def open_reader(shards: Shards, split: str = "train", components: tuple[str, ...] = COMPONENTS) -> ShardReader:
+    return ShardReader(shards.folder, shards.manifest, split, components)
+
+
+def places(reader: ShardReader) -> list[tuple[int, int]]:
+    return [(shard, sample) for shard, length in enumerate(reader.shard_lengths) for sample in range(length)]
+
+
+def test_every_sample_has_the_bytes_of_its_files(shards: Shards) -> None:
+    keys = []
+    for split in ("train", "test"):
+        reader = open_reader(shards, split)
+        for place in places(reader):
+            key, parts = reader.read(*place)
+            keys.append(key)
+            assert parts == [file.read_bytes() for file in shards.source_files(key)]
+    assert len(set(keys)) == len(keys) == BACKGROUNDS * PLACEMENTS
+
+
+def test_components_come_as_asked_for(shards: Shards) -> None:
+    reader = open_reader(shards, components=("mask", "bg"))
+    key, parts = reader.read(1, 2)
+    bg, _, _, mask = shards.source_files(key)
+    assert parts == [mask.read_bytes(), bg.read_bytes()]
+    with pytest.raises(UserError, match="no component 'normal'; they have: bg, fgbg, depth, mask"):
+        open_reader(shards, components=("normal",))
+
+
+def test_an_unknown_split_is_refused(shards: Shards) -> None:
+    with pytest.raises(UserError, match="no split 'dev'; it has: train, test"):
+        open_reader(shards, "dev")
+
+
+def test_places_for_messages(shards: Shards) -> None:
+    reader = open_reader(shards)
+    assert reader.shard_lengths == [8, 8, 8, 6]
+    assert reader.shard_path(2) == shards.folder / "train-000002.tar"
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 512)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def alter(path: Path) -> None:
+    path.write_text(path.read_text().replace(" 8\n", " 7\n", 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "reason"),
+    [
+        ("train-000001.tar", cut, r"\d+ bytes, but the manifest says \d+"),
+        ("train-000001.tar", empty, r"0 bytes, but the manifest says \d+"),
+        ("train-000001.tar", Path.unlink, "cannot be opened: No such file"),
+        ("train-000001.idx", cut, "SHA-256 differs"),
+        ("train-000001.idx", alter, "SHA-256 differs"),
+        ("train-000001.idx", empty, "SHA-256 differs"),
+        ("train-000001.idx", Path.unlink, "cannot be read: No such file"),
+    ],
+)
+def test_a_damaged_shard_is_named_with_a_way_out(
+    own_shards: Shards, name: str, damage: Callable[[Path], None], reason: str
+) -> None:
+    damage(own_shards.folder / name)
+    reader = open_reader(own_shards)
+    for _ in range(2):  # the second attempt says the same
+        with pytest.raises(UserError, match=rf"^{own_shards.folder / name}: .*{reason}.*build the shards again"):
+            reader.read(1, 0)
+    assert len(reader.read(0, 0)[1]) == 4
+
+
+def test_a_shard_that_shrinks_while_it_is_open_is_named(own_shards: Shards) -> None:
+    reader = open_reader(own_shards)
+    key, _ = reader.read(0, 7)
+    path = own_shards.folder / "train-000000.tar"
+    os.truncate(path, 5000)
+    with pytest.raises(UserError, match=rf"^{path}: ends inside sample '{key}'"):
+        reader.read(0, 7)
+
+
+def test_the_index_of_another_shard_is_refused(own_shards: Shards) -> None:
+    folder = own_shards.folder
+    (folder / "train-000003.idx").write_bytes((folder / "train-000002.idx").read_bytes())
+    with pytest.raises(UserError, match=r"train-000003\.idx: is not the index that the manifest names"):
+        open_reader(own_shards).read(3, 0)
+
+
+def test_many_threads_read_at_once(shards: Shards) -> None:
+    reader = open_reader(shards)
+    wanted = places(reader)
+    expected = dict(zip(wanted, (reader.read(*place) for place in wanted), strict=True))
+    reader.close()
+    order = random.Random(0).choices(wanted, k=1000)
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(lambda place: reader.read(*place), order)) == [expected[place] for place in order]
+
+
+def open_tars(folder: Path) -> int:
+    """Shards below `folder` that this process has open, counting each descriptor."""
+    count = 0
+    for descriptor in Path("/proc/self/fd").iterdir():
+        try:
+            target = descriptor.readlink()
+        except FileNotFoundError:  # the one that lists
+            continue
+        count += target.parent == folder and target.suffix == ".tar"
+    return count
+
+
+def test_few_files_are_open_at_a_time(shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_module, "MAX_OPEN_SHARDS", 2)
+    reader = open_reader(shards)
+    opened = []
+    for place in random.Random(0).choices(places(reader), k=60):
+        key, parts = reader.read(*place)
+        assert parts[0] == shards.source_files(key)[0].read_bytes()
+        opened.append(open_tars(shards.folder))
+    assert max(opened) == 2
+
+    reader.close()
+    assert open_tars(shards.folder) == 0
+    reader.read(0, 0)
+    assert open_tars(shards.folder) == 1
+    del reader
+    assert open_tars(shards.folder) == 0
+
+
+def test_a_reader_opens_nothing_before_it_is_asked(shards: Shards) -> None:
+    reader = open_reader(shards)
+    assert open_tars(shards.folder) == 0
+    reader.read(2, 3)
+    reader.read(2, 4)
+    assert open_tars(shards.folder) == 1

@@ -165,9 +165,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def remove_old(folder: Path, keep_last: int) -> None:
     """Remove what killed processes left half-written, and all but the newest `keep_last` checkpoints."""
-    for path in folder.glob(".step-*.partial"):
-        shutil.rmtree(path, ignore_errors=True)
     for path in list_checkpoints(folder)[keep_last:]:
+        path.rename(path.with_name(f".{path.name}.removed"))
+    for path in (*folder.glob(".step-*.removed"), *folder.glob(".step-*.partial")):
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -41,8 +41,7 @@ def evaluate_run(
     assert figures is not None, "nothing stops this evaluation"
     if accelerator.is_main_process:
         run = trained.run
-        picture = run.path / "evaluation.png"
-        with atomic_file(picture) as file:
+        with atomic_file(run.evaluation_picture) as file:
             evaluator.panel(trained.module, size).save(file, "PNG")
         trivial = trivial_figures(figures)
         result = {
@@ -56,7 +55,7 @@ def evaluate_run(
         write_atomically(run.evaluation, json.dumps(result, indent=1) + "\n")
         print(f"{path}, {trained.checkpoint}, on {evaluator.samples:,} samples of {split} at {size}×{size}:\n")
         print(format_table({"this model": figures, **trivial}))
-        print(f"\nfigures: {run.evaluation}\npicture: {picture}", flush=True)
+        print(f"\nfigures: {run.evaluation}\npicture: {run.evaluation_picture}", flush=True)
     accelerator.end_training()
     return figures
 

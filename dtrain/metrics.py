@@ -16,7 +16,8 @@ class DepthMaskMetrics(Metric):
     """Figures of merit over all pixels of all samples seen; every pixel counts once, on whatever process.
 
     depth_mse, depth_rmse, depth_mae: of depth in [0, 1], over all pixels. depth_variance: of the true depth, the MSE
-    of the best constant. depth_r2: 1 − depth_mse / depth_variance. mask_iou: true and predicted object pixels
+    of the best constant. depth_r2: 1 − depth_mse / depth_variance (depth
+    that is constant: 1 if predicted exactly, else 0). mask_iou: true and predicted object pixels
     (threshold 0.5) in common over those in either, summed over the set. mask_accuracy: share of pixels on the right
     side of 0.5. mask_bce: binary cross-entropy in nats. mask_coverage: share of true object pixels.
     """
@@ -68,7 +69,7 @@ class DepthMaskMetrics(Metric):
             "depth_rmse": mse**0.5,
             "depth_mae": float(self.absolute_error) / pixels,
             "depth_variance": variance,
-            "depth_r2": 1 - mse / variance if variance else float("nan"),
+            "depth_r2": 1 - mse / variance if variance else float(mse == 0),
             "mask_iou": float(self.intersection) / float(self.union) if self.union else 1.0,
             "mask_accuracy": float(self.correct) / pixels,
             "mask_bce": float(self.bce_sum) / pixels,

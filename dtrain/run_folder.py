@@ -32,12 +32,17 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.events = path / "events.jsonl"
         self.evaluation = path / "evaluation.json"
+        self.evaluation_picture = path / "evaluation.png"
+        self.report = path / "report.html"
         self.checkpoints = path / "checkpoints"
         self.panels = path / "panels"
         self.audit = path / "audit"
         self.tensorboard = path / "tensorboard"
         self._folders = (self.checkpoints, self.panels, self.audit, self.tensorboard)
-        self._files = (self.config, self.status, self.metrics, self.events, self.evaluation)
+        self._files = (
+            *(self.config, self.status, self.metrics, self.events),
+            *(self.evaluation, self.evaluation_picture, self.report),
+        )
         self._lock: int | None = None
 
     def require(self) -> "RunFolder":

@@ -9,7 +9,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-MAX_PIXELS = 64 * 2**20
+from shard_tools.checks import MAX_PIXELS
 
 Pixels = NDArray[np.uint8]
 

@@ -63,7 +63,7 @@ def newest(folder: Path) -> tuple[str | None, int | None, dict[str, str]]:
     """Name and step of the checkpoint that is used, and reasons by name for those passed over."""
     path, checkpoint, passed_over = load_newest(folder)
     if path is None or checkpoint is None:
-        assert path is checkpoint is None
+        assert (path, checkpoint) == (None, None)
         return None, None, dict(passed_over)
     return path.name, checkpoint.state["global_step"], dict(passed_over)
 

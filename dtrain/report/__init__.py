@@ -6,9 +6,8 @@ from pathlib import Path
 from dtrain.report.page import render_page
 from dtrain.report.pictures import make_album
 from dtrain.report.run_data import read_run
+from dtrain.run_folder import RunFolder
 from shard_tools.atomic import write_atomically
-
-REPORT_NAME = "report.html"
 
 
 def write_report(run: Path) -> Path:
@@ -20,6 +19,6 @@ def write_report(run: Path) -> Path:
     record = read_run(run)
     album = make_album(record.panels)
     notes = [*record.notes, *(f"panels/{name}: not a readable picture, left out" for name in album.unreadable)]
-    path = run / REPORT_NAME
+    path = RunFolder(run).report
     write_atomically(path, render_page(replace(record, notes=notes), album))
     return path

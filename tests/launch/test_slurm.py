@@ -31,7 +31,7 @@ PACKAGES = {"slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "sbatch": "slurm-wl
 
 @dataclass
 class Attempt:
-    """One attempt of the job under stand-ins for srun and scontrol: what happens to the training, then what came out."""
+    """An attempt of the job under stand-ins for srun and scontrol: what happens to the training, and the outcome."""
 
     folder: Path
     process: subprocess.CompletedProcess[str] = field(init=False)
@@ -44,9 +44,9 @@ class Attempt:
         srun: int = 0,
         job_state: str = "RUNNING",
         arguments: tuple[str, ...] = (),
-        job: int = 7,
+        real_python: bool = False,
     ) -> "Attempt":
-        """`state` and `checkpoint` are what the training writes, `srun` its exit status; None for nothing at all."""
+        """`state` and `checkpoint` are what the training writes, None for nothing; `srun` is how it exits."""
         commands, run = self.folder / "bin", self.folder / "run"
         commands.mkdir(exist_ok=True)
         training = f"echo srun >> {self.folder}/calls; mkdir -p {run}/checkpoints;"
@@ -57,27 +57,25 @@ class Attempt:
         scontrol = f"""
             case "$1 $2" in
                 "show hostnames") echo node1 ;;
-                "show job") echo "JobId={job} JobName=x JobState={job_state} Reason=None" ;;
+                "show job") echo "JobId=7 JobName=x JobState={job_state} Reason=None" ;;
                 *) echo "scontrol $*" >> {self.folder}/calls ;;
             esac"""
-        for name, body in (("srun", f"{training} exit {srun}"), ("scontrol", scontrol)):
+        # The script asks Python for the run folder, which takes the real one seconds, and for the state in status.json.
+        python = f"""if [[ $1 == - ]]; then echo {run}; else exec {sys.executable} "$@"; fi"""
+        for name, body in (("srun", f"{training} exit {srun}"), ("scontrol", scontrol), ("python", python)):
             (commands / name).write_text(f"#!/bin/bash\n{body}\n")
             (commands / name).chmod(0o755)
-        config = self.folder / "config.yaml"
-        config.write_text(
-            yaml.safe_dump({"run": str(run), "data": {"manifest": "shards"}, "stages": [{"size": 8, "batch": 1}]})
-        )
         (self.folder / "calls").unlink(missing_ok=True)
         environment = {
             **os.environ,
             "PATH": f"{commands}:{os.environ['PATH']}",
-            "PYTHON": sys.executable,
-            "SLURM_JOB_ID": str(job),
+            "PYTHON": sys.executable if real_python else str(commands / "python"),
+            "SLURM_JOB_ID": "7",
             "SLURM_JOB_NODELIST": "node1",
             "SLURM_NNODES": "1",
         }
         self.process = subprocess.run(
-            ["bash", str(SCRIPT), str(config), *arguments],
+            ["bash", str(SCRIPT), "configs/demo.yaml", *arguments],
             cwd=ROOT,
             env=environment,
             capture_output=True,
@@ -163,7 +161,7 @@ def test_an_older_status_is_not_taken_for_this_attempt(attempt: Attempt) -> None
     ],
 )
 def test_a_mistake_in_the_command_starts_nothing(attempt: Attempt, arguments: tuple[str, ...], message: str) -> None:
-    assert attempt(arguments=arguments).outcome == "failed"
+    assert attempt(arguments=arguments, real_python=True).outcome == "failed"
     assert message in attempt.process.stderr
     assert attempt.calls == []
 
@@ -218,14 +216,17 @@ class Cluster:
             *(f"--pid-file={self.folder}/munged.pid", f"--seed-file={self.folder}/munged.seed"),
             f"--log-file={self.folder}/log/munged.log",
         )
-        wait_until(lambda: (self.folder / "munge.sock").exists(), self.describe)
+        wait_until((self.folder / "munge.sock").exists, self.describe)
         self._spawn("slurmctld", "-D")
         for node in ("n1", "n2"):
             self._spawn("slurmd", "-D", "-N", node)
         wait_until(lambda: self.ask("sinfo", "-h", "-o", "%T") == "idle", self.describe)
 
     def stop(self) -> None:
-        """End the daemons and whatever was started through them."""
+        """End all jobs, the daemons, and whatever was started through them and is still there."""
+        for job in self.ask("squeue", "-h", "-o", "%A").split():
+            self.ask("scancel", "--signal=KILL", "--full", job)
+            self.ask("scancel", job)
         for daemon in reversed(self._daemons):
             daemon.terminate()
         for daemon in reversed(self._daemons):
@@ -235,11 +236,18 @@ class Cluster:
                 daemon.kill()
                 daemon.wait()
         for process in psutil.process_iter():
-            try:
-                if process.environ().get("SLURM_CONF") == str(self.conf):
-                    process.kill()
-            except psutil.Error:
-                continue
+            if self._owns(process):
+                process.kill()
+
+    def _owns(self, process: psutil.Process) -> bool:
+        """Jobs have the path of slurm.conf in their environment; slurmstepd hides its own, but has a socket here."""
+        try:
+            if process.environ().get("SLURM_CONF") == str(self.conf):
+                return True
+            sockets = process.net_connections("unix") if process.name() == "slurmstepd" else []
+            return any(str(self.folder) in str(one.laddr) for one in sockets)
+        except psutil.Error:
+            return False
 
     def submit(self, *arguments: str, **variables: str) -> str:
         """The id of a new job."""
@@ -333,11 +341,10 @@ def wait_until(true: Callable[[], bool], describe: Callable[[], str]) -> None:
         time.sleep(0.1)
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster of two nodes with one core each."""
-    cluster = Cluster(tmp_path / "slurm")
-    cluster.folder.mkdir()
+    cluster = Cluster(tmp_path_factory.mktemp("slurm"))
     try:
         cluster.start()
         yield cluster
@@ -380,7 +387,7 @@ def command_line(process: psutil.Process) -> list[str]:
 
 @pytest.fixture
 def training(tmp_path: Path) -> Training:
-    """480 steps on a tiny data set."""
+    """40 steps on a tiny data set."""
     rooms, shards, run, config = (tmp_path / name for name in ("rooms", "shards", "run", "config.yaml"))
     for command in (
         ["sample", str(rooms), "--backgrounds", "4", "--foregrounds", "1", "--size", "32"],
@@ -393,9 +400,9 @@ def training(tmp_path: Path) -> Training:
                 "run": str(run),
                 "data": {"manifest": str(shards), "threads": 1},
                 "model": {"width": 0.0625},
-                "stages": [{"size": 8, "batch": 12, "epochs": 8}],
+                "stages": [{"size": 8, "batch": 12, "epochs": 4}],
                 "checkpoint": {"every_steps": 6},
-                "evaluate": {"samples": 8, "every_epochs": 8},
+                "evaluate": {"samples": 8, "every_epochs": 4},
             }
         )
     )

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from dtrain.model import SIZE_DIVISOR
+from dtrain.sizes import SIZE_DIVISOR
 from shard_tools.errors import UserError
 
 

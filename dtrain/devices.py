@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from dtrain.config import Config
-from dtrain.model import SIZE_DIVISOR
+from dtrain.sizes import SIZE_DIVISOR
 from shard_tools.errors import UserError
 
 Value = TypeVar("Value")

@@ -7,10 +7,9 @@ from dtrain.config import Config
 from dtrain.devices import make_accelerator
 from dtrain.evaluator import Evaluator
 from dtrain.metrics import Figures, trivial_figures
-from dtrain.model import SIZE_DIVISOR
+from dtrain.sizes import check_size
 from dtrain.trained import load_trained
 from shard_tools.atomic import atomic_file, write_atomically
-from shard_tools.errors import UserError
 from shard_tools.manifest import manifest_folder, read_manifest
 
 _COLUMNS = ("mask_iou", "mask_accuracy", "depth_mse", "depth_rmse", "depth_r2")
@@ -58,12 +57,6 @@ def evaluate_run(
         print(f"\nfigures: {run.evaluation}\npicture: {run.evaluation_picture}", flush=True)
     accelerator.end_training()
     return figures
-
-
-def check_size(size: int | None) -> None:
-    """UserError unless the network can take images of this side."""
-    if size is not None and (size < SIZE_DIVISOR or size % SIZE_DIVISOR):
-        raise UserError(f"--size {size}: expected a multiple of {SIZE_DIVISOR}")
 
 
 def format_table(rows: dict[str, Figures]) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dtrain.config import Config
 from dtrain.data.loader import Batch, Loader, to_device
-from dtrain.data.order import SampleRefs, evaluation_rows, in_packing_order, subset_lengths
+from dtrain.data.order import SampleRefs, cut, in_packing_order, subset_lengths
 from dtrain.metrics import DepthMaskMetrics, Figures
 from dtrain.model import Prediction
 from dtrain.panel import PanelSamples, draw_panel
@@ -39,7 +39,7 @@ class Evaluator:
         `module` is not wrapped for DDP. `should_stop` is called equally often by every process.
         """
         world_size, batch = self._accelerator.num_processes, self._config.evaluate.batch
-        rows = evaluation_rows(self.samples, self._accelerator.process_index, world_size)
+        rows = cut(self.samples, world_size)[self._accelerator.process_index]
         most_rows = math.ceil(self.samples / world_size)
         metrics = DepthMaskMetrics().to(self._accelerator.device)
         plan = (self._refs(rows[start : start + batch]) for start in range(0, len(rows), batch))

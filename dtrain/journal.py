@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from dtrain.config import Config
-from dtrain.data.order import Position
+from dtrain.data.order import Position, cut
 from dtrain.metrics import Figures
 from dtrain.plan import RunPlan, StagePlan
 from dtrain.resume import Start
@@ -58,15 +58,16 @@ class Journal:
         if not self._main:
             return
         processes = self._accelerator.num_processes
-        accumulated = f" × {stage.accumulation} micro-batches" if stage.accumulation > 1 else ""
+        shares = sorted({len(part) for part in cut(stage.batch, processes)})
+        micro = f" in {len(stage.micro_rows)} micro-batches" if len(stage.micro_rows) > 1 else ""
         dropped = (
             f"; {stage.dropped} samples of each epoch don't fill a batch and are left out of it"
             if stage.dropped
             else ""
         )
         self._say(
-            f"stage {stage.number}: {stage.size}×{stage.size}, global batch {stage.batch} = {processes} process(es)"
-            f"{accumulated} × {stage.micro_batch}, {stage.epochs} epoch(s) of {stage.steps} steps{dropped}"
+            f"stage {stage.number}: {stage.size}×{stage.size}, global batch {stage.batch} = {processes} process(es) × "
+            f"{' or '.join(map(str, shares))}{micro}, {stage.epochs} epoch(s) of {stage.steps} steps{dropped}"
         )
 
     def step_done(
@@ -180,8 +181,8 @@ class Journal:
         details = {
             "processes": self._accelerator.num_processes,
             "device": str(self._accelerator.device),
-            "accumulation": stage.accumulation,
-            "micro_batch": stage.micro_batch,
+            "accumulation": len(stage.micro_rows),
+            "micro_batch": max(map(len, stage.micro_rows)),
             "total_samples": self._plan.total_samples,
         }
         for name, reason in start.passed_over:

@@ -17,7 +17,7 @@ from dtrain.data.order import EpochOrder
 from dtrain.devices import ProcessError, broadcast_buffers, make_accelerator, on_main_process, settle_gradient_buckets
 from dtrain.evaluator import Evaluator
 from dtrain.journal import Journal
-from dtrain.losses import Losses, depth_mask_loss
+from dtrain.losses import depth_mask_loss
 from dtrain.model import DepthMaskNet
 from dtrain.optimizer import make_optimizer
 from dtrain.plan import RunPlan, StagePlan, learning_rate_factor, plan_run
@@ -156,29 +156,32 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
 
-        sums: list[Tensor] = []
+        losses: list[Tensor] = []
         keys: list[str] = []
         waited = 0.0
-        for number in range(stage.accumulation):
+        for rows in stage.micro_rows:
             asked = time.perf_counter()
             host_batch = next(batches)
             waited += time.perf_counter() - asked
             keys += host_batch.keys
-            last = number == stage.accumulation - 1
+            last = rows is stage.micro_rows[-1]
             with nullcontext() if last else self._accelerator.no_sync(self._model):
-                losses = self._losses(host_batch, stage.size)
-                self._accelerator.backward(losses.total / stage.accumulation)
-            sums.append(torch.stack(losses).detach())
+                weighted = stage.weight(len(rows), self._accelerator.num_processes) * self._losses(host_batch, stage)
+                self._accelerator.backward(weighted[0])
+            losses.append(weighted.detach())
         self._optimizer.step()
         self._optimizer.zero_grad()
-        means = torch.stack(sums).mean(0)
+        means = torch.stack(losses).sum(0)
         self._journal.step_done(
             stage, self.position.next_step(), learning_rate=learning_rate, means=means, keys=keys, waited=waited
         )
 
-    def _losses(self, host_batch: HostBatch, size: int) -> Losses:
-        batch = to_device(host_batch, self._accelerator.device, size)
-        return depth_mask_loss(self._model(batch.images), batch.depth, batch.mask, scale=self._config.loss.scale)
+    def _losses(self, host_batch: HostBatch, stage: StagePlan) -> Tensor:
+        """Means over a micro-batch, in the order of `Losses`, shape (3,)."""
+        batch = to_device(host_batch, self._accelerator.device, stage.size)
+        return torch.stack(
+            depth_mask_loss(self._model(batch.images), batch.depth, batch.mask, scale=self._config.loss.scale)
+        )
 
     def _batches(self, stage: StagePlan) -> Iterator[HostBatch]:
         """This process's micro-batches from the current position to the end of the epoch."""
@@ -190,10 +193,8 @@ class Trainer:
             epoch=self.position.epoch,
             global_batch=stage.batch,
         )
-        first, micro_rows = self.position.step, stage.micro_rows()
-        return self._loader.batches(
-            order.batch(step, rows) for step in range(first, order.steps) for rows in micro_rows
-        )
+        steps = range(self.position.step, order.steps)
+        return self._loader.batches(order.batch(step, rows) for step in steps for rows in stage.micro_rows)
 
     def _evaluation_is_due(self, stage: StagePlan) -> bool:
         done = self.position.epoch + 1

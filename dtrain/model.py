@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SIZE_DIVISOR = 8
+from dtrain.sizes import SIZE_DIVISOR
 
 
 class Prediction(NamedTuple):

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from dtrain.config import Config, ScheduleConfig
-from dtrain.data.order import EpochOrder, Position, rows_of_rank, subset_lengths
+from dtrain.data.order import EpochOrder, Position, cut, rows_of_rank, subset_lengths
 from shard_tools.errors import UserError
 from shard_tools.manifest import Manifest
 
@@ -25,17 +25,16 @@ class StagePlan:
     shard_lengths: tuple[int, ...]
     rows: range
     """The rows of every global batch that are this process's."""
-    micro_batch: int
+    micro_rows: tuple[range, ...]
+    """The same rows, cut into as few nearly equal micro-batches as the largest allowed one permits."""
 
-    @property
-    def accumulation(self) -> int:
-        """Micro-batches in a step."""
-        return len(self.rows) // self.micro_batch
+    def weight(self, micro_batch: int, world_size: int) -> float:
+        """What the mean loss of a micro-batch of this size counts in a step.
 
-    def micro_rows(self) -> list[range]:
-        """The rows of this process, one range for each micro-batch."""
-        start, stop = self.rows.start, self.rows.stop
-        return [range(row, row + self.micro_batch) for row in range(start, stop, self.micro_batch)]
+        DDP averages over processes; with these weights the average of the sums is the mean over the global batch,
+        however unevenly it is cut.
+        """
+        return micro_batch * world_size / self.batch
 
 
 @dataclass(frozen=True)
@@ -93,15 +92,14 @@ def plan_run(config: Config, manifest: Manifest, *, rank: int, world_size: int) 
                 learning_rate=stage.learning_rate or config.optimizer.learning_rate,
                 shard_lengths=tuple(subset),
                 rows=rows,
-                micro_batch=micro_batch(len(rows), config.max_micro_batch),
+                micro_rows=_micro_rows(rows, config.max_micro_batch),
             )
         )
     return RunPlan(tuple(stages))
 
 
-def micro_batch(share: int, largest: int) -> int:
-    """The largest divisor of a process's `share` of the batch that is at most `largest`."""
-    return next(size for size in range(min(share, largest), 0, -1) if share % size == 0)
+def _micro_rows(rows: range, largest: int) -> tuple[range, ...]:
+    return tuple(rows[part.start : part.stop] for part in cut(len(rows), math.ceil(len(rows) / largest)))
 
 
 def learning_rate_factor(schedule: ScheduleConfig, samples: int, total_samples: int) -> float:

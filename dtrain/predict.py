@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from dtrain.evaluate import check_size
 from dtrain.evaluator import evaluating
 from dtrain.panel import PanelSamples, draw_panel
+from dtrain.sizes import check_size
 from dtrain.trained import load_trained
 from shard_tools.atomic import atomic_file
 from shard_tools.checks import MAX_PIXELS

@@ -20,7 +20,7 @@ ROOMS, SHARDS, RUN, LOG = DEMO / "rooms", DEMO / "shards", DEMO / "run", DEMO / 
 CONFIG = "configs/demo.yaml"
 BIN = Path(sys.executable).parent
 
-PREEMPT_AT = 0.75
+PREEMPT_AT = 0.85
 """The share of the run at which it is preempted: in the middle of an epoch of the second stage."""
 
 TIMEOUT_SECONDS = 1800.0
@@ -51,11 +51,11 @@ def main() -> int:
 
 
 def _train_command() -> list[str]:
-    """The launch line; on CPU two processes that share the cores, else one for each of 1, 2, 4 or 8 GPUs."""
+    """The launch line: one process for each GPU, or two that share the cores."""
     import torch
 
     gpus = torch.cuda.device_count()
-    processes = next(n for n in (8, 4, 2, 1) if n <= gpus) if gpus else 2
+    processes = gpus or 2
     threads = 1 if gpus else max((os.cpu_count() or 2) // processes, 1)
     return [
         *("accelerate", "launch", "--config_file", "accelerate_config.yaml", "--num_processes", str(processes)),

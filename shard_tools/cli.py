@@ -44,8 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
         "compose",
         "place your own foregrounds on your own backgrounds",
         "Place every foreground (PNG with alpha) and its mirror image at 20 places on every background, and write "
-        "the tree that `build` reads. The depth maps are a STAND-IN, not measured and not estimated: a flat ground plane "
-        "under a fixed horizon, with the object at the depth of the floor it stands on.",
+        "the tree that `build` reads. The depth maps are a STAND-IN, not measured and not estimated: a flat ground "
+        "plane under a fixed horizon, with the object at the depth of the floor it stands on.",
         COMPOSE_EXAMPLE,
     )
     compose.add_argument("out", type=Path, metavar="OUT", help="folder to write")
@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
         "build",
         "pack a tree of images into shards",
         "Split by background, shuffle with a seed, and pack into WebDataset tars with an index beside each and "
-        "shards.json last. The same arguments give the same bytes; an interrupted build is finished by the same command.",
+        "shards.json last. The same arguments give the same bytes; the same command finishes an interrupted build.",
         BUILD_EXAMPLE,
     )
     build.add_argument("source", type=Path, metavar="SRC", help="tree with bg/ and bgB/fg_F/{overlay,depth,mask}/")

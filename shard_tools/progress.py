@@ -20,6 +20,7 @@ class Progress:
         self._stream = stream or sys.stderr
         self._live = self._stream.isatty()
         self._last_line = time.monotonic()
+        self._total, self._count, self._last_count = total, initial, initial
         self._bar = tqdm(
             desc=description,
             total=total,
@@ -39,10 +40,11 @@ class Progress:
     def advance(self, count: int) -> None:
         """Count `count` more units."""
         self._bar.update(count)
+        self._count += count
         now = time.monotonic()
         if not self._live and now - self._last_line >= LINE_INTERVAL_SECONDS:
-            self._last_line = now
-            self._print_line()
+            self._print_line((self._count - self._last_count) / (now - self._last_line))
+            self._last_line, self._last_count = now, self._count
 
     def note(self, message: str) -> None:
         """Print a line without breaking the bar."""
@@ -52,16 +54,14 @@ class Progress:
             print(message, file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Finish the display; without a terminal, print the last line."""
+        """Finish the display; without a terminal, print a last line with the rate of the whole."""
         if not self._live:
-            self._print_line()
+            elapsed = max(self._bar.format_dict["elapsed"], 1e-9)
+            self._print_line((self._count - self._bar.initial) / elapsed)
         self._bar.close()
 
-    def _print_line(self) -> None:
-        state = self._bar.format_dict
-        done, total, unit = state["n"], state["total"], self._bar.unit.strip()
-        elapsed = max(state["elapsed"], 1e-9)
-        rate = (done - self._bar.initial) / elapsed
+    def _print_line(self, rate: float) -> None:
+        done, total, unit = self._count, self._total, self._bar.unit.strip()
         left = f", {tqdm.format_interval((total - done) / rate)} left" if 0 < done < total and rate > 0 else ""
         postfix = f" | {self._bar.postfix}" if self._bar.postfix else ""
         share = f"{100 * done / total:.0f}%" if total else "done"

@@ -76,30 +76,22 @@ def subset_lengths(shard_lengths: Sequence[int], samples: int | None) -> list[in
 
 
 def rows_of_rank(global_batch: int, rank: int, world_size: int) -> range:
-    """The rows of every global batch that belong to process `rank` of `world_size`.
+    """The rows of every global batch that belong to process `rank` of `world_size`; shares differ by one at most.
 
     Rows are ordered by lane, so a process owns whole lanes, and with them its own shards, wherever the world size
-    divides the number of lanes. Raises UserError, with numbers that would do, if the batch can't be cut evenly.
+    divides the number of lanes. Raises UserError if there are more processes than rows.
     """
-    if global_batch % world_size:
-        sizes = [size for size in range(1, global_batch + 1) if global_batch % size == 0]
-        near = sorted(sorted(sizes, key=lambda size: abs(size - world_size))[:4])
-        below, above = (
-            global_batch // world_size * world_size,
-            -(-global_batch // world_size) * world_size,
-        )
-        batches = " or ".join(str(batch) for batch in (below, above) if batch)
+    if world_size > global_batch:
         raise UserError(
-            f"batch: a global batch of {global_batch} can't be cut evenly for {world_size} processes; "
-            f"use {', '.join(map(str, near))} processes, or a batch of {batches}"
+            f"batch: a global batch of {global_batch} can't be cut for {world_size} processes, one sample each at "
+            f"least; launch at most {global_batch} processes, or make the batch {world_size} or more"
         )
-    rows = global_batch // world_size
-    return range(rank * rows, (rank + 1) * rows)
+    return cut(global_batch, world_size)[rank]
 
 
-def evaluation_rows(samples: int, rank: int, world_size: int) -> range:
-    """The part of an evaluation that process `rank` reads: contiguous, together every sample exactly once."""
-    return range(samples * rank // world_size, samples * (rank + 1) // world_size)
+def cut(count: int, parts: int) -> list[range]:
+    """range(count) in `parts` contiguous ranges, in order, whose lengths differ by one at most."""
+    return [range(count * part // parts, count * (part + 1) // parts) for part in range(parts)]
 
 
 class EpochOrder:

@@ -6,7 +6,7 @@ import pytest
 
 from dtrain.config import Config, ScheduleConfig
 from dtrain.data.order import Position
-from dtrain.plan import learning_rate_factor, micro_batch, plan_run
+from dtrain.plan import learning_rate_factor, plan_run
 from shard_tools.errors import UserError
 
 from .conftest import Shards
@@ -15,40 +15,44 @@ MakeConfig = Callable[..., Config]
 
 
 @pytest.mark.parametrize(
-    ("share", "largest", "expected"),
+    ("batch", "largest", "sizes"),
     [
-        (64, 1024, 64),
-        (64, 64, 64),
-        (64, 63, 32),
-        (64, 10, 8),
-        (12, 5, 4),
-        (7, 6, 1),
-        (7, 7, 7),
-        (1, 1, 1),
-        (96, 40, 32),
+        (24, 1024, [24]),
+        (24, 24, [24]),
+        (24, 23, [12, 12]),
+        (24, 10, [8, 8, 8]),
+        (25, 10, [8, 8, 9]),
+        (12, 5, [4, 4, 4]),
+        (7, 6, [3, 4]),
+        (7, 1, [1] * 7),
     ],
 )
-def test_micro_batches_are_the_largest_that_fit_and_divide(share: int, largest: int, expected: int) -> None:
-    assert micro_batch(share, largest) == expected
+def test_a_share_is_cut_into_as_few_micro_batches_as_fit(
+    make_config: MakeConfig, shards: Shards, batch: int, largest: int, sizes: list[int]
+) -> None:
+    config = make_config(f"--max_micro_batch={largest}", f"--stages.0.batch={batch}")
+    stage = plan_run(config, shards.manifest, rank=0, world_size=1).stages[0]
+    assert sorted(map(len, stage.micro_rows)) == sizes
+    assert sum(stage.weight(size, 1) for size in sizes) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 6])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5, 6])
 @pytest.mark.parametrize("largest", [1, 2, 1000])
 def test_processes_and_micro_batches_cut_the_batch_into_parts(
     make_config: MakeConfig, shards: Shards, world_size: int, largest: int
 ) -> None:
     config = make_config(f"--max_micro_batch={largest}", "--stages.1.batch=12")
     seen: list[list[int]] = [[], []]
+    weights = [0.0, 0.0]
     for rank in range(world_size):
         plan = plan_run(config, shards.manifest, rank=rank, world_size=world_size)
         for stage, rows in zip(plan.stages, seen, strict=True):
-            micro = stage.micro_rows()
-            assert len(micro) == stage.accumulation
-            assert {len(part) for part in micro} == {stage.micro_batch}
-            assert stage.micro_batch <= largest
-            assert [row for part in micro for row in part] == list(stage.rows)
+            assert all(0 < len(part) <= largest for part in stage.micro_rows)
+            assert [row for part in stage.micro_rows for row in part] == list(stage.rows)
+            weights[stage.number] += sum(stage.weight(len(part), world_size) for part in stage.micro_rows)
             rows.extend(stage.rows)
     assert seen == [list(range(6)), list(range(12))]
+    assert weights == pytest.approx([world_size, world_size]), "DDP divides by the number of processes"
 
 
 def test_totals_and_what_lies_behind_a_position(make_config: MakeConfig, shards: Shards) -> None:
@@ -87,7 +91,7 @@ def test_a_stage_may_have_its_own_learning_rate(make_config: MakeConfig, shards:
     ("override", "world_size", "expected"),
     [
         ("--stages.1.batch=31", 1, r"^stages\.1\.batch: .* 31 .* 30 samples; use a batch of 30 or less"),
-        ("--stages.0.batch=8", 3, r"^stages\.0\.batch: .* 8 .* 3 processes; use .*2, 4.* processes, or .* 6 or 9"),
+        ("--stages.0.batch=2", 3, r"^stages\.0\.batch: .* 2 .* 3 processes, .* at most 2 processes, or .* 3 or more"),
         ("--stages.1.samples=31", 1, r"^stages\.1\.samples: 31 asked for, but the split holds 30"),
         ("--stages.0.samples=5", 1, r"^stages\.0\.batch: .* 6 can't be filled from 5 samples"),
         ("--data.train_split=dev", 1, r"no split 'dev'; it has: train, test"),

@@ -64,7 +64,7 @@ def test_report_is_one_html_file(undisturbed: Run) -> None:
     ("options", "message"),
     [
         (["--optimiser.name", "adam"], "optimiser: unknown key; did you mean 'optimizer'?"),
-        (["--stages.0.batch", "13"], "stages.0.batch: a global batch of 13 can't be cut evenly for 2 processes"),
+        (["--stages.0.batch", "1"], "stages.0.batch: a global batch of 1 can't be cut for 2 processes"),
         (["--stages.0.batch", "1000"], "stages.0.batch: a global batch of 1000 can't be filled from 120 samples"),
         (["--data.manifest", "nowhere"], "nowhere: no such file; expected the manifest"),
         (["--data.test_split", "validation"], "has no split 'validation'; it has: train, test"),

@@ -46,6 +46,15 @@ def test_accumulation_changes_neither_samples_nor_the_number_of_steps(run: Run, 
     assert run.events("start")[0]["accumulation"] == 3
 
 
+def test_a_batch_that_five_processes_share_unevenly_is_still_the_same_batch(run: Run, undisturbed: Run) -> None:
+    launched = run.launch("--stages.1.epochs", "1", processes=5).succeed()
+    assert f"global batch {BATCH} = 5 process(es) × 2 or 3" in launched.output
+    ours, theirs = run.consumed(), undisturbed.consumed()
+    assert ours == {place: theirs[place] for place in ours}
+    losses = [next(line["loss"] for line in r.lines("metrics.jsonl")) for r in (run, undisturbed)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05), "the mean over the global batch"
+
+
 def test_webdataset_alone_reads_the_same_tuples(undisturbed: Run) -> None:
     manifest = read_manifest(undisturbed.shards)
     for split in ("train", "test"):

@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -105,6 +106,30 @@ def test_it_launches_as_many_processes_as_it_says(
     # Lines of processes that print at the same time may run into each other.
     said = re.findall(r"process (\d+) of (\d+)", done.stdout)
     assert sorted(said) == sorted((str(rank), str(world)) for rank in range(world))
+
+
+def test_two_machines_become_one_group(tmp_path: Path) -> None:
+    (tmp_path / "show_processes.py").write_text(SHOW)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    machines = [
+        subprocess.Popen(
+            [
+                *(str(ACCELERATE), "launch", "--config_file", str(ROOT / "launch/accelerate/multi_node.yaml")),
+                *("--num_machines", "2", "--machine_rank", str(rank), "--num_processes", "2"),
+                *("--main_process_ip", "127.0.0.1", "--main_process_port", str(port), "-m", "show_processes"),
+            ],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [machine.communicate(timeout=120)[0].strip() for machine in machines]
+    assert said == ["process 0 of 2", "process 1 of 2"]
+    assert [machine.returncode for machine in machines] == [0, 0]
 
 
 def test_threads_of_the_cpu_config_share_the_cores(tmp_path: Path) -> None:

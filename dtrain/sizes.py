@@ -1,0 +1,12 @@
+"""The sides of images that the network takes. Imports nothing heavy, so that a wrong one is refused at once."""
+
+from shard_tools.errors import UserError
+
+SIZE_DIVISOR = 8
+"""Three 2×2 poolings."""
+
+
+def check_size(size: int | None) -> None:
+    """UserError unless `size`, the value of --size, is a side that the network can take; None is left to a default."""
+    if size is not None and (size < SIZE_DIVISOR or size % SIZE_DIVISOR):
+        raise UserError(f"--size {size}: expected a multiple of {SIZE_DIVISOR}")

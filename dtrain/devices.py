@@ -23,7 +23,7 @@ _MIXED_PRECISION = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 def make_accelerator(config: Config) -> Accelerator:
     """CUDA where there is any, else CPU with gloo; one process for each that the launcher started.
 
-    Raises UserError when there are more processes than GPUs on this machine.
+    Raises UserError when there are more processes than GPUs on this machine, or a precision that it hasn't.
     """
     cuda = torch.cuda.is_available()
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -32,6 +32,10 @@ def make_accelerator(config: Config) -> Accelerator:
             f"{local_processes} processes were launched on a machine with {torch.cuda.device_count()} GPU(s); "
             f"launch with --num_processes {torch.cuda.device_count()}"
         )
+    if config.precision == "fp16" and not cuda:
+        raise UserError("precision: fp16 needs a GPU, and there is none here; use bf16 or float32")
+    if config.precision == "bf16" and cuda and not torch.cuda.is_bf16_supported():
+        raise UserError(f"precision: {torch.cuda.get_device_name()} has no bf16; use fp16 or float32")
     return Accelerator(
         cpu=not cuda,
         mixed_precision=_MIXED_PRECISION[config.precision],

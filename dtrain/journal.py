@@ -41,8 +41,6 @@ class Journal:
         self._progress: Progress | None = None
         global_step = plan.steps_before(start.position)
         if self._main:
-            if start.checkpoint:
-                run.truncate_metrics(start.state["metrics_bytes"])
             self._progress = Progress(
                 run.path.name,
                 total=plan.total_samples,

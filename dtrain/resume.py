@@ -31,7 +31,7 @@ class Start:
 
 
 def open_run(run: RunFolder, config: Config, manifest: Manifest, *, fresh: bool, overwrite: bool) -> Start:
-    """Lock the run folder and decide; a new run gets its config.yaml.
+    """Lock the run folder and decide; a new run gets its config.yaml, an old one forgets what its checkpoint has not.
 
     Raises UserError if the folder is in use, if the run was begun with another configuration or data set, if all of
     its checkpoints are damaged, or if `fresh` would throw a finished run away without `overwrite`.
@@ -57,9 +57,10 @@ def open_run(run: RunFolder, config: Config, manifest: Manifest, *, fresh: bool,
     _require_same_run(run, state, config, manifest)
     _write_config(run, config)
     repeated = max(_last_logged_step(run.metrics) - state["global_step"], 0)
-    return Start(
-        path, Position(**state["position"]), state, tuple(passed_over), repeated, finished=finished and not passed_over
-    )
+    finished = finished and not passed_over
+    if not finished:
+        run.truncate_metrics(state["metrics_bytes"])
+    return Start(path, Position(**state["position"]), state, tuple(passed_over), repeated, finished)
 
 
 def _write_config(run: RunFolder, config: Config) -> None:

@@ -1,5 +1,6 @@
 """Where a run starts: the decision for every state in which its folder can be."""
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict
@@ -36,6 +37,7 @@ def save(config: Config, shards: Shards, position: Position, global_step: int) -
         "global_step": global_step,
         "identity": config.identity(),
         "manifest": shards.manifest.digest(),
+        "metrics_bytes": RunFolder(config.run).sync_metrics(),
     }
     weights = {"weight": torch.ones(3)}
     return save_checkpoint(config.run / "checkpoints", global_step, Checkpoint(weights, {}, state))
@@ -47,11 +49,11 @@ def begun(make_config: MakeConfig, shards: Shards) -> RunFolder:
     config = make_config()
     start(config, shards)
     run = RunFolder(config.run)
-    save(config, shards, Position(0, 1, 0), 5)
-    save(config, shards, Position(0, 1, 3), 8)
-    run.write_status("running", "", 8)
-    for step in (4, 8, 11):
+    for step, position in ((5, Position(0, 1, 0)), (8, Position(0, 1, 3)), (11, None)):
         run.add_metrics({"global_step": step, "loss": 0.5})
+        if position:
+            save(config, shards, position, step)
+    run.write_status("running", "", 8)
     return run
 
 
@@ -72,6 +74,7 @@ def test_it_goes_on_from_the_newest_checkpoint(begun: RunFolder, make_config: Ma
     assert found.position == Position(0, 1, 3)
     assert found.state["global_step"] == 8
     assert found.repeated_steps == 3
+    assert [json.loads(line)["global_step"] for line in begun.metrics.read_text().splitlines()] == [5, 8]
     assert found.passed_over == ()
     assert not found.finished
 

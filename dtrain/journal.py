@@ -46,6 +46,8 @@ class Journal:
                 total=plan.total_samples,
                 initial=plan.samples_before(start.position),
                 unit="samples",
+                total_work=plan.total_pixels,
+                initial_work=plan.pixels_before(start.position),
             )
             self._announce(start, global_step)
             run.write_status("running", "", global_step)
@@ -89,7 +91,7 @@ class Journal:
             if self._main:
                 self._log_step(stage, position, global_step, learning_rate, averaged)
         if self._progress:
-            self._progress.advance(stage.batch)
+            self._progress.advance(stage.batch, work=stage.batch * stage.size**2)
             self._log_speed(global_step)
 
     def saved(self, path: Path, global_step: int) -> None:

@@ -1,6 +1,7 @@
 """What a run will do, worked out before it starts: pure arithmetic on the configuration and the manifest."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dtrain.config import Config, ScheduleConfig
@@ -44,27 +45,40 @@ class RunPlan:
     stages: tuple[StagePlan, ...]
 
     @property
+    def end(self) -> Position:
+        return Position(len(self.stages), 0, 0)
+
+    @property
     def total_steps(self) -> int:
-        return sum(stage.steps * stage.epochs for stage in self.stages)
+        return self.steps_before(self.end)
 
     @property
     def total_samples(self) -> int:
-        return sum(stage.steps * stage.epochs * stage.batch for stage in self.stages)
+        return self.samples_before(self.end)
+
+    @property
+    def total_pixels(self) -> int:
+        return self.pixels_before(self.end)
 
     def steps_before(self, position: Position) -> int:
         """Global steps of the whole run that lie behind `position`."""
-        done = sum(stage.steps * stage.epochs for stage in self.stages[: position.stage])
-        if position.stage == len(self.stages):
-            return done
-        return done + position.epoch * self.stages[position.stage].steps + position.step
+        return sum(steps for _, steps in self._done(position))
 
     def samples_before(self, position: Position) -> int:
         """Samples trained on before `position`."""
-        done = sum(stage.steps * stage.epochs * stage.batch for stage in self.stages[: position.stage])
-        if position.stage == len(self.stages):
-            return done
-        stage = self.stages[position.stage]
-        return done + (position.epoch * stage.steps + position.step) * stage.batch
+        return sum(stage.batch * steps for stage, steps in self._done(position))
+
+    def pixels_before(self, position: Position) -> int:
+        """Pixels of those samples' images, to which the time they took is about proportional."""
+        return sum(stage.size**2 * stage.batch * steps for stage, steps in self._done(position))
+
+    def _done(self, position: Position) -> Iterator[tuple[StagePlan, int]]:
+        """Each stage that was begun before `position`, and how many of its steps lie behind it."""
+        for stage in self.stages[: position.stage]:
+            yield stage, stage.steps * stage.epochs
+        if position.stage < len(self.stages):
+            stage = self.stages[position.stage]
+            yield stage, position.epoch * stage.steps + position.step
 
 
 def plan_run(config: Config, manifest: Manifest, *, rank: int, world_size: int) -> RunPlan:

@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -12,35 +12,57 @@ LINE_INTERVAL_SECONDS = 10.0
 
 
 class Progress:
-    """Counts `unit`s towards `total` and shows rate and time left on `stream` (standard error by default)."""
+    """Counts `unit`s towards `total` and shows rate and time left on `stream` (standard error by default).
+
+    Where units cost unequal time, as images of several sizes do, the time left is that of the work left: `total_work`
+    and `initial_work` are in any unit of their own, and each `advance` says how much it was.
+    """
 
     def __init__(
-        self, description: str, *, total: int, unit: str, initial: int = 0, stream: TextIO | None = None
+        self,
+        description: str,
+        *,
+        total: int,
+        unit: str,
+        initial: int = 0,
+        total_work: float | None = None,
+        initial_work: float | None = None,
+        stream: TextIO | None = None,
     ) -> None:
         self._stream = stream or sys.stderr
         self._live = self._stream.isatty()
-        self._last_line = time.monotonic()
-        self._total, self._count, self._last_count = total, initial, initial
-        self._bar = tqdm(
+        self._description, self._unit = description, unit
+        self._total, self._initial, self._count = total, initial, initial
+        self._work_left = (total if total_work is None else total_work) - (
+            initial if initial_work is None else initial_work
+        )
+        self._work_done = 0.0
+        self._began = self._last_line = time.monotonic()
+        self._last_count = initial
+        self._fields = ""
+        self._bar = _Bar(
             desc=description,
             total=total,
             initial=initial,
             unit=f" {unit}",
-            file=self._stream if self._live else _Nowhere(),
+            file=self._stream,
+            disable=not self._live,
             dynamic_ncols=True,
             smoothing=0.1,
-            mininterval=0.1,
-            leave=True,
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{left}, {rate_fmt}{postfix}]",
         )
 
     def show(self, fields: Mapping[str, str]) -> None:
         """Show `fields` behind the bar from now on."""
-        self._bar.set_postfix(fields, refresh=False)
+        self._fields = ", ".join(f"{name}={value}" for name, value in fields.items())
+        self._bar.set_postfix_str(self._fields, refresh=False)
 
-    def advance(self, count: int) -> None:
-        """Count `count` more units."""
-        self._bar.update(count)
+    def advance(self, count: int, work: float | None = None) -> None:
+        """Count `count` more units, which were `work`."""
         self._count += count
+        self._work_done += count if work is None else work
+        self._bar.left = self._time_left()
+        self._bar.update(count)
         now = time.monotonic()
         if not self._live and now - self._last_line >= LINE_INTERVAL_SECONDS:
             self._print_line((self._count - self._last_count) / (now - self._last_line))
@@ -56,17 +78,22 @@ class Progress:
     def close(self) -> None:
         """Finish the display; without a terminal, print a last line with the rate of the whole."""
         if not self._live:
-            elapsed = max(self._bar.format_dict["elapsed"], 1e-9)
-            self._print_line((self._count - self._bar.initial) / elapsed)
+            self._print_line((self._count - self._initial) / max(time.monotonic() - self._began, 1e-9))
         self._bar.close()
 
+    def _time_left(self) -> str:
+        if not self._work_done:
+            return "?"
+        seconds = (self._work_left - self._work_done) * (time.monotonic() - self._began) / self._work_done
+        return tqdm.format_interval(max(seconds, 0))
+
     def _print_line(self, rate: float) -> None:
-        done, total, unit = self._count, self._total, self._bar.unit.strip()
-        left = f", {tqdm.format_interval((total - done) / rate)} left" if 0 < done < total and rate > 0 else ""
-        postfix = f" | {self._bar.postfix}" if self._bar.postfix else ""
-        share = f"{100 * done / total:.0f}%" if total else "done"
+        share = f"{100 * self._count / self._total:.0f}%" if self._total else "done"
+        left = f", {self._time_left()} left" if self._initial < self._count < self._total else ""
+        fields = f" | {self._fields}" if self._fields else ""
         print(
-            f"{self._bar.desc}: {done:,}/{total:,} {unit} ({share}), {rate:,.1f} {unit}/s{left}{postfix}",
+            f"{self._description}: {self._count:,}/{self._total:,} {self._unit} ({share}), "
+            f"{rate:,.1f} {self._unit}/s{left}{fields}",
             file=self._stream,
             flush=True,
         )
@@ -82,13 +109,11 @@ def progress(description: str, *, total: int, unit: str) -> Iterator[Progress]:
         shown.close()
 
 
-class _Nowhere:
-    """A stream that swallows the bar where plain lines are printed instead."""
+class _Bar(tqdm):  # type: ignore[type-arg] # subscriptable for type checkers only
+    """A bar with a time left of our own reckoning."""
 
-    encoding = "utf-8"
+    left = "?"
 
-    def write(self, text: str) -> int:
-        return len(text)
-
-    def flush(self) -> None:
-        pass
+    @property
+    def format_dict(self) -> Any:
+        return {**super().format_dict, "left": self.left}

@@ -1,0 +1,44 @@
+"""Going to the middle of an epoch reads nothing of what comes before it."""
+
+import shutil
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from dtrain.data.loader import Loader
+from dtrain.data.order import EpochOrder
+from shard_tools.errors import UserError
+from shard_tools.index import parse_index
+
+from .conftest import Shards
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_samples_of_steps_that_are_done_are_not_read(shards: Shards, tmp_path: Path, threads: int) -> None:
+    folder = tmp_path / "shards"
+    shutil.copytree(shards.folder, folder)
+    train = shards.manifest.split("train").shards
+    order = EpochOrder([shard.samples for shard in train], seed=0, stage=0, epoch=0, global_batch=6)
+    middle = order.steps // 2
+    for refs in map(order.batch, range(middle)):
+        for shard, sample in zip(refs.shard.tolist(), refs.sample.tolist(), strict=True):
+            destroy(folder / train[shard].file, sample)
+
+    loader = Loader(
+        folder, shards.manifest, "train", size=48, threads=threads, background_cache_bytes=2**20, pin_memory=False
+    )
+    with closing(loader):
+        rest = list(loader.batches(map(order.batch, range(middle, order.steps))))
+        assert len(rest) == order.steps - middle > 0
+        with pytest.raises(UserError, match="can't be decoded"):
+            list(loader.batches(map(order.batch, range(order.steps))))
+
+
+def destroy(shard: Path, sample: int) -> None:
+    """Overwrite every image of a sample with zeros, so that reading it could not go unnoticed."""
+    index = shard.with_suffix(".idx")
+    data = bytearray(shard.read_bytes())
+    for member in parse_index(index.read_text(), index)[sample].members:
+        data[member.offset : member.offset + member.size] = bytes(member.size)
+    shard.write_bytes(data)

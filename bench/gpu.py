@@ -50,8 +50,8 @@ def check_parity(device: torch.device) -> Report:
     return {"relative_error": max(errors), "ok": max(errors) < 1e-4}
 
 
-def check_preemption(shards: Path, processes: int, steps: int) -> Report:
-    """Launch, SIGTERM in the middle, launch again; the samples of every step against an undisturbed run."""
+def check_preemption(shards: Path, processes: int, *, steps: int, width: float) -> Report:
+    """Launch, SIGTERM in the second epoch, launch again; the samples of every step against an undisturbed run."""
     folder = FOLDER / "gpu-runs"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -62,9 +62,9 @@ def check_preemption(shards: Path, processes: int, steps: int) -> Report:
             {
                 "run": str(folder / "run"),
                 "data": {"manifest": str(shards)},
-                "model": {"width": 0.25},
-                "stages": [{"size": 64, "batch": batch, "epochs": 2, "samples": batch * steps}],
-                "evaluate": {"samples": 64},
+                "model": {"width": width},
+                "stages": [{"size": 32, "batch": batch, "epochs": 12, "samples": batch * steps}],
+                "evaluate": {"samples": 32},
                 "log": {"every_steps": 1, "audit": True},
             }
         )
@@ -80,7 +80,7 @@ def check_preemption(shards: Path, processes: int, steps: int) -> Report:
     launch(untouched).wait(LAUNCH_TIMEOUT)
     first = launch(taken)
     deadline = time.monotonic() + LAUNCH_TIMEOUT
-    while _logged_steps(taken) < steps // 2 and first.poll() is None and time.monotonic() < deadline:
+    while _logged_steps(taken) < steps + steps // 2 and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     first.send_signal(signal.SIGTERM)
     asked = time.monotonic()
@@ -247,7 +247,7 @@ def main() -> int:
     result: Report = {"device": name, "torch": torch.__version__}
     result["parity"] = check_parity(device)
     print_rows("Check: same network on CPU", [result["parity"]])
-    result["preemption"] = check_preemption(shards, processes, 6 if quick else 40)
+    result["preemption"] = check_preemption(shards, processes, steps=6 if quick else 40, width=min(width, 0.25))
     print_rows("Check: preempted and resumed through the launcher", [result["preemption"]])
     result["steps"] = measure_steps(device, batches, width, repeats)
     print_rows(f"Training step, width {width}", result["steps"])

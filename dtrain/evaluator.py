@@ -16,6 +16,7 @@ from dtrain.data.order import SampleRefs, cut, in_packing_order, subset_lengths
 from dtrain.metrics import DepthMaskMetrics, Figures
 from dtrain.model import Prediction
 from dtrain.panel import PanelSamples, draw_panel
+from shard_tools.errors import UserError
 from shard_tools.manifest import Manifest
 
 
@@ -30,7 +31,10 @@ class Evaluator:
         self._accelerator = accelerator
         self._split = split
         lengths = [shard.samples for shard in manifest.split(split).shards]
-        self._lengths = subset_lengths(lengths, config.evaluate.samples)
+        try:
+            self._lengths = subset_lengths(lengths, config.evaluate.samples)
+        except UserError as error:
+            raise UserError(f"evaluate.{error}") from None
         self.samples = sum(self._lengths)
 
     def figures(self, module: nn.Module, size: int, should_stop: Callable[[], bool] = lambda: False) -> Figures | None:

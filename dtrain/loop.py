@@ -39,6 +39,8 @@ def train(config: Config, *, fresh: bool = False, overwrite: bool = False) -> No
     accelerator = make_accelerator(config)
     try:
         plan = plan_run(config, manifest, rank=accelerator.process_index, world_size=accelerator.num_processes)
+        folder = manifest_folder(config.data.manifest)
+        evaluator = Evaluator(config, folder, manifest, accelerator, config.data.test_split)
         run = RunFolder(config.run)
         start = on_main_process(accelerator, lambda: open_run(run, config, manifest, fresh=fresh, overwrite=overwrite))
         if start.finished:
@@ -46,7 +48,7 @@ def train(config: Config, *, fresh: bool = False, overwrite: bool = False) -> No
             return
         journal = Journal(run, accelerator, config, plan, start)
         vote = StopVote(request)
-        trainer = Trainer(config, accelerator, manifest, plan, run, journal, vote, start)
+        trainer = Trainer(config, accelerator, manifest, plan, run, journal, vote, evaluator, start)
         try:
             stopped = not trainer.train()
         except Exception as error:
@@ -79,6 +81,7 @@ class Trainer:
         run: RunFolder,
         journal: Journal,
         vote: StopVote,
+        evaluator: Evaluator,
         start: Start,
     ) -> None:
         """Build everything at `start`: initialised from the seed, or restored from a checkpoint."""
@@ -90,7 +93,7 @@ class Trainer:
         self._run = run
         self._journal = journal
         self._vote = vote
-        self._evaluator = Evaluator(config, self._folder, manifest, accelerator, config.data.test_split)
+        self._evaluator = evaluator
         self._loader: Loader | None = None
         self.position = start.position
 

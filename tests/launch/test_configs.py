@@ -27,7 +27,8 @@ CONFIGS = [ROOT_CONFIG, *sorted((ROOT / "launch" / "accelerate").glob("*.yaml"))
 DOCS = ROOT / "docs" / "launching.md"
 ACCELERATE = Path(sys.executable).with_name("accelerate")
 
-SHOW = "import os; print('process', os.environ['RANK'], 'of', os.environ['WORLD_SIZE'], flush=True)"
+# One write for the line: processes that print at the same time must not get into each other's.
+SHOW = r"import os; os.write(1, 'process {RANK} of {WORLD_SIZE}\n'.format(**os.environ).encode())"
 
 OBEY = """
 import os, pathlib, signal, sys, time
@@ -103,7 +104,6 @@ def test_it_launches_as_many_processes_as_it_says(
     )
     assert done.returncode == 0, done.stderr
     world = expected or processes_by_default()
-    # Lines of processes that print at the same time may run into each other.
     said = re.findall(r"process (\d+) of (\d+)", done.stdout)
     assert sorted(said) == sorted((str(rank), str(world)) for rank in range(world))
 

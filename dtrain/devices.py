@@ -1,6 +1,7 @@
 """Devices and processes through Accelerate, and agreement between processes on what only one of them looked up."""
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -95,6 +96,6 @@ def report_user_error(error: UserError, program: str) -> None:
     The launcher ends all processes when the first one ends; the others wait a moment so that the message gets out.
     """
     if int(os.environ.get("RANK", "0")) == 0 or isinstance(error, ProcessError):
-        print(f"{program}: {error}", flush=True)
+        print(f"{program}: {error}", file=sys.stderr, flush=True)
     else:
         time.sleep(2)

@@ -25,6 +25,8 @@ from shard_tools.progress import Progress
 SPEED_INTERVAL_SECONDS = 5.0
 EXPLANATION_WAIT_SECONDS = 2.0
 
+TRACKED = ("loss", "depth_mse", "mask_bce", "learning_rate")
+
 
 class Journal:
     """Opened when a run begins or goes on; told of every step, save, evaluation and end."""
@@ -51,7 +53,9 @@ class Journal:
             )
             self._announce(start, global_step)
             run.write_status("running", "", global_step)
-        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": global_step + 1}})
+        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": global_step}})
+        if self._main and start.checkpoint:
+            self._track_again(global_step)
 
     def stage_begins(self, stage: StagePlan) -> None:
         """Say how a stage is cut."""
@@ -214,7 +218,7 @@ class Journal:
         self, stage: StagePlan, position: Position, global_step: int, learning_rate: float, averaged: Tensor
     ) -> None:
         loss, depth_mse, mask_bce = averaged.tolist()
-        line = {"loss": loss, "depth_mse": depth_mse, "mask_bce": mask_bce, "learning_rate": learning_rate}
+        line = dict(zip(TRACKED, (loss, depth_mse, mask_bce, learning_rate), strict=True))
         self._run.add_metrics(
             {
                 "kind": "train",
@@ -227,10 +231,22 @@ class Journal:
                 **line,
             }
         )
-        for tracker in self._accelerator.trackers:
-            tracker.log({f"train/{name}": value for name, value in line.items()}, step=global_step)
+        self._track(line, global_step)
         if self._progress:
             self._progress.show({"loss": f"{loss:.4f}", "depth MSE": f"{depth_mse:.4f}", "mask BCE": f"{mask_bce:.4f}"})
+
+    def _track(self, figures: Figures, global_step: int) -> None:
+        for tracker in self._accelerator.trackers:
+            tracker.log({f"train/{name}": figures[name] for name in TRACKED}, step=global_step)
+
+    def _track_again(self, global_step: int) -> None:
+        """Put back the point at the checkpoint's step.
+
+        TensorBoard was told to forget that step, too: an evaluation may be on it that is going to be done again.
+        """
+        last = self._run.last_metrics()
+        if last.get("kind") == "train" and last["global_step"] == global_step:
+            self._track(last, global_step)
 
     def _log_speed(self, global_step: int) -> None:
         """Now and then: samples per second, and the share of the time that the step waited for data."""

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from shard_tools.atomic import write_atomically
 from shard_tools.errors import UserError
 
 LOCK_WAIT_SECONDS = 30.0
+LONGEST_LINE_BYTES = 2**16
 
 State = Literal["running", "preempted", "done", "failed"]
 
@@ -124,6 +126,16 @@ class RunFolder:
     def add_metrics(self, line: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
         _append(self.metrics, line)
+
+    def last_metrics(self) -> dict[str, Any]:
+        """The last line of metrics.jsonl; empty if there is none."""
+        with suppress(FileNotFoundError), self.metrics.open("rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - LONGEST_LINE_BYTES, 0))
+            lines = file.read().splitlines()
+            if lines:
+                last: dict[str, Any] = json.loads(lines[-1])
+                return last
+        return {}
 
     def add_event(self, event: str, global_step: int, **details: Any) -> None:
         """Append a line to events.jsonl, with the time."""

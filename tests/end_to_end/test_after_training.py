@@ -51,6 +51,15 @@ def test_predict_writes_depth_and_mask_of_the_size_of_the_images(undisturbed: Ru
         assert depth.size == mask.size == (70, 45)
 
 
+def test_a_mistake_goes_to_standard_error_with_status_1(run: Run) -> None:
+    result = dtrain("evaluate", str(run.folder))
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert (
+        result.stderr == f"dtrain: {run.folder}: not a run folder (no config.yaml); expected the `run` of a training\n"
+    )
+
+
 def test_report_is_one_html_file(undisturbed: Run) -> None:
     result = dtrain("report", str(undisturbed.folder))
     assert result.returncode == 0, result.stderr

@@ -11,11 +11,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from .conftest import STEPS, TOTAL_STEPS, Run
 
 
-def curve(run: Run) -> list[tuple[int, float]]:
-    """The training loss as TensorBoard shows it."""
+def curve(run: Run, name: str = "train/loss") -> list[tuple[int, float]]:
+    """A curve as TensorBoard shows it."""
     events = EventAccumulator(str(run.folder / "tensorboard"))
     events.Reload()
-    return [(event.step, event.value) for event in events.Scalars("train/loss")]
+    return [(event.step, event.value) for event in events.Scalars(name)]
 
 
 @pytest.mark.parametrize("step", [3, 26])
@@ -32,6 +32,18 @@ def test_killed_at_any_step_it_ends_with_the_same_bytes(run: Run, undisturbed: R
     assert run.final() == undisturbed.final()
     assert run.status()["state"] == "done"
     assert curve(run) == curve(undisturbed), "TensorBoard has every step once"
+
+
+def test_an_evaluation_that_is_done_again_is_on_the_curve_once(run: Run, undisturbed: Run) -> None:
+    launched = run.launch("--checkpoint.every_steps", "1000")
+    run.wait_for_step(launched, 2 * STEPS + 3)
+    launched.kill()
+    run.train()
+    assert run.events("resume")[0]["checkpoint"] == f"step-{2 * STEPS:08d}"
+    assert len(run.events("evaluate")) == len(undisturbed.events("evaluate")) + 1
+    assert curve(run) == curve(undisturbed)
+    assert curve(run, "test/mask_iou") == curve(undisturbed, "test/mask_iou")
+    assert run.final() == undisturbed.final()
 
 
 def test_three_processes_killed_twice_end_with_the_same_bytes(run: Run) -> None:

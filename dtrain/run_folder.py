@@ -91,6 +91,8 @@ class RunFolder:
                         "wait for it, end it, or choose another folder with --run"
                     ) from None
                 time.sleep(0.2)
+            except OSError:  # a file system without locks
+                break
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
 

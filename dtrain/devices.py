@@ -79,6 +79,14 @@ def settle_gradient_buckets(model: nn.Module, device: torch.device) -> None:
     model.train()
 
 
+def is_lost_process(error: Exception) -> bool:
+    """Whether an exchange broke off because another process is gone, which is no fault of this one.
+
+    NCCL raises errors of torch.distributed; gloo's have no type of their own, but name the file they come from.
+    """
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
+
+
 def broadcast_buffers(module: nn.Module) -> None:
     """Give every process the main process's BatchNorm statistics, the ones that a checkpoint holds."""
     if dist.is_initialized():

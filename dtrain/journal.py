@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dtrain.config import Config
 from dtrain.data.order import Position, cut
+from dtrain.devices import is_lost_process
 from dtrain.metrics import Figures
 from dtrain.plan import RunPlan, StagePlan
 from dtrain.resume import Start
@@ -154,13 +155,20 @@ class Journal:
     def failed(self, error: Exception, global_step: int) -> bool:
         """The run ends with an error on this process; its newest checkpoint stays good.
 
-        The process that met a damaged shard says so in status.json; the others, whose exchange with it then breaks
-        off, leave it at that. Returns whether another process has given the reason.
+        The process that met a damaged shard says so in status.json. The others, whose exchange with it then breaks
+        off, leave it at that. If the exchange broke off without such a reason, a process or its machine is gone: that
+        is no failure of the run, which the same command goes on with. Returns whether all is said.
         """
         if isinstance(error, UserError):
             self._explain(error, global_step)
             return False
         if self._explained_by_another():
+            return True
+        if is_lost_process(error):
+            if self._main:
+                self._say("lost another process; the same command goes on from the newest checkpoint")
+                self._run.add_event("failed", global_step, reason="lost another process")
+                self._end("running", "lost another process", global_step)
             return True
         if self._main:
             self._explain(error, global_step)

@@ -8,7 +8,7 @@ import psutil
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from .conftest import STEPS, TOTAL_STEPS, Run
+from .conftest import ROOT, STEPS, TOTAL_STEPS, Run
 
 
 def curve(run: Run, name: str = "train/loss") -> list[tuple[int, float]]:
@@ -92,6 +92,21 @@ def test_a_process_whose_launcher_is_killed_saves_and_ends(run: Run) -> None:
     assert run.status()["state"] == "preempted"
     assert run.status()["global_step"] == run.last_step()
     assert run.checkpoints()[-1] == f"step-{run.last_step():08d}"
+
+
+def test_a_lost_process_is_no_failure_of_the_run(run: Run, undisturbed: Run) -> None:
+    launched = run.launch()
+    run.wait_for_step(launched, STEPS + 2)
+    (second,) = [process for process in launched.tree() if process.environ().get("RANK") == "1"]
+    second.send_signal(signal.SIGKILL)
+    assert launched.finish() != 0
+    assert launched.output.count("lost another process") == 1
+    assert f'File "{ROOT / "dtrain"}' not in launched.output, "a traceback of ours"
+    status = run.status()
+    assert status["state"] == "running", "nothing is wrong with the run; the same command goes on with it"
+    assert "lost another process" in status["reason"]
+    run.train()
+    assert run.final() == undisturbed.final()
 
 
 def test_one_process_goes_on_with_the_samples_that_two_would_have_seen(run: Run, undisturbed: Run) -> None:

@@ -7,6 +7,7 @@ from dtrain.config import Config
 from dtrain.devices import make_accelerator
 from dtrain.evaluator import Evaluator
 from dtrain.metrics import Figures, trivial_figures
+from dtrain.run_folder import RunFolder
 from dtrain.sizes import check_size
 from dtrain.trained import load_trained
 from shard_tools.atomic import atomic_file, write_atomically
@@ -29,7 +30,7 @@ def evaluate_run(
     Raises UserError for a run, checkpoint, split or size that is not there.
     """
     check_size(size)
-    config = load_trained(path, checkpoint).config
+    config = RunFolder(path).load_config()
     accelerator = make_accelerator(config)
     trained = load_trained(path, checkpoint, accelerator.device)
     place = manifest or config.data.manifest

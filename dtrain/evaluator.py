@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dtrain.config import Config
-from dtrain.data.loader import Batch, Loader, to_device
+from dtrain.data.loader import Batch, Loader, make_loader, to_device
 from dtrain.data.order import SampleRefs, cut, in_packing_order, subset_lengths
 from dtrain.metrics import DepthMaskMetrics, Figures
 from dtrain.model import Prediction
@@ -70,21 +70,17 @@ class Evaluator:
     def _refs(self, positions: range) -> SampleRefs:
         return in_packing_order(self._lengths, positions)
 
-    @contextmanager
-    def _loader(self, size: int) -> Iterator[Loader]:
-        loader = Loader(
-            self._folder,
-            self._manifest,
-            self._split,
-            size=size,
-            threads=self._config.data.threads,
-            background_cache_bytes=self._config.data.background_cache_mb * 2**20,
-            pin_memory=self._accelerator.device.type == "cuda",
+    def _loader(self, size: int) -> closing[Loader]:
+        return closing(
+            make_loader(
+                self._config.data,
+                self._folder,
+                self._manifest,
+                self._split,
+                size=size,
+                device=self._accelerator.device,
+            )
         )
-        try:
-            yield loader
-        finally:
-            loader.close()
 
 
 @contextmanager

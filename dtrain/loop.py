@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dtrain.checkpoint import Checkpoint, load_checkpoint, remove_old, save_checkpoint
 from dtrain.config import Config
-from dtrain.data.loader import HostBatch, Loader, to_device
+from dtrain.data.loader import HostBatch, Loader, make_loader, to_device
 from dtrain.data.order import EpochOrder
 from dtrain.devices import ProcessError, broadcast_buffers, make_accelerator, on_main_process, settle_gradient_buckets
 from dtrain.evaluator import Evaluator
@@ -121,7 +121,14 @@ class Trainer:
         while self.position.stage < len(self._plan.stages):
             stage = self._plan.stages[self.position.stage]
             self._journal.stage_begins(stage)
-            self._loader = self._make_loader(stage)
+            self._loader = make_loader(
+                self._config.data,
+                self._folder,
+                self._manifest,
+                self._config.data.train_split,
+                size=stage.size,
+                device=self._accelerator.device,
+            )
             while self.position.epoch < stage.epochs:
                 if not self._train_epoch(stage):
                     self._save()
@@ -239,14 +246,3 @@ class Trainer:
         path = save_checkpoint(self._run.checkpoints, self.global_step, checkpoint)
         remove_old(self._run.checkpoints, self._config.checkpoint.keep_last)
         self._journal.saved(path, self.global_step)
-
-    def _make_loader(self, stage: StagePlan) -> Loader:
-        return Loader(
-            self._folder,
-            self._manifest,
-            self._config.data.train_split,
-            size=stage.size,
-            threads=self._config.data.threads,
-            background_cache_bytes=self._config.data.background_cache_mb * 2**20,
-            pin_memory=self._accelerator.device.type == "cuda",
-        )

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dtrain.config import DataConfig
 from dtrain.data.decode import BackgroundCache, decode_into, decoded_size
 from dtrain.data.order import SampleRefs
 from dtrain.data.reader import ShardReader
@@ -112,6 +113,21 @@ class Loader:
                     ) from error
             keys.append(key)
         return HostBatch(keys, *tensors)
+
+
+def make_loader(
+    config: DataConfig, folder: Path, manifest: Manifest, split: str, *, size: int, device: torch.device
+) -> Loader:
+    """The loader that a configuration asks for, with batches in pinned memory where `device` is a GPU."""
+    return Loader(
+        folder,
+        manifest,
+        split,
+        size=size,
+        threads=config.threads,
+        background_cache_bytes=config.background_cache_mb * 2**20,
+        pin_memory=device.type == "cuda",
+    )
 
 
 def to_device(batch: HostBatch, device: torch.device, size: int) -> Batch:

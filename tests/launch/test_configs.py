@@ -134,7 +134,7 @@ def test_two_machines_become_one_group(tmp_path: Path) -> None:
 
 def test_threads_of_the_cpu_config_share_the_cores(tmp_path: Path) -> None:
     script = tmp_path / "threads.py"
-    script.write_text("import os; print('threads', os.environ['OMP_NUM_THREADS'], flush=True)")
+    script.write_text(r"import os; os.write(1, 'threads {OMP_NUM_THREADS}\n'.format(**os.environ).encode())")
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     command = [str(ACCELERATE), "launch", "--config_file", str(ROOT / "launch/accelerate/cpu.yaml"), str(script)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)

@@ -1,111 +1,134 @@
-"""From a source tree to shards and a manifest: the steps of a build, in order. Does no step by itself."""
+"""From a source to shards and a manifest: the steps of a build, in order. Does no step by itself."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from shard_tools.build_folder import check_finished, claim, finished_manifest, plan_digest, release, writable
+from shard_tools.assemble import all_problems, assemble, read_record
+from shard_tools.build_folder import check_finished, claim, read_plan, release, writable
+from shard_tools.build_plan import BuildOptions, BuildPlan, Packing, plan_build
 from shard_tools.build_report import REPORT_NAME, count_tuples, format_problems, write_report
 from shard_tools.checks import Problem
 from shard_tools.errors import UserError
-from shard_tools.layouts import COMPONENTS, Findings, nested
-from shard_tools.manifest import Component, Counts, Manifest, Split
-from shard_tools.pack import OnBad, ShardRecord, ShardTask, merge_components, pack_shard
-from shard_tools.plan import PlannedShard, plan_shards
+from shard_tools.layouts import Findings
+from shard_tools.layouts.choose import find_tuples
+from shard_tools.manifest import MANIFEST_NAME, Manifest, find_manifest
+from shard_tools.pack import Packed, ShardTask, pack_shard
+from shard_tools.plan import PlannedShard
 from shard_tools.progress import progress
-from shard_tools.split import split_by_index
-from shard_tools.workers import run_tasks
+from shard_tools.records import ShardRecord
+from shard_tools.storage import Storage, open_storage
+
+Executor = Callable[[Callable[[ShardTask], Packed], Iterable[ShardTask]], Iterator[Packed]]
+"""Runs a function over tasks, here or elsewhere, and yields what came of them in any order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The `number`th (1-based) of `count` parts of a build: every `count`th of its shards."""
+
+    number: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.number <= self.count:
+            raise UserError(f"--part {self}: expected I/N with 1 <= I <= N, such as 3/8")
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    def choose(self, shards: Sequence[PlannedShard]) -> Sequence[PlannedShard]:
+        """The shards of this part."""
+        return shards[self.number - 1 :: self.count]
 
 
 def build(
-    source: Path,
-    out: Path,
-    *,
-    train: int | None,
-    test: int | None,
-    shard_size: int,
-    seed: int,
-    on_bad: OnBad,
-    workers: int,
+    source: Path, location: str | Path, options: BuildOptions, execute: Executor, part: Part | None = None
 ) -> str:
-    """Pack the tree `source` into shards in `out`; returns a summary to print.
+    """Pack what `source` holds into shards at `location`, a path or URL; returns a summary to print.
 
-    The bytes of `out` depend on the source and on all arguments but `workers`. After an interruption the same call
-    goes on, keeping shards that are whole; on a finished folder it does nothing. `train` and `test` are numbers of
-    tuples (None: those of 3/4 of the backgrounds; all the rest). With on_bad "fail" any problem stops it before the
-    manifest is written, with "skip" bad tuples are left out and counted. Raises UserError.
+    The bytes depend on the source and on `options`, not on `execute` or `part`. After an interruption the same call
+    goes on, keeping shards that are whole; on a finished place it does nothing. With on_bad "fail" any problem stops
+    it before the manifest is written, with "skip" bad tuples are left out and counted. A part writes no manifest:
+    `merge` does when all are there. Raises UserError.
     """
-    arguments = {
-        "layout": nested.NAME,
-        "source": source.resolve().name.encode(errors="replace").decode(),
-        "train": train,
-        "test": test,
-        "shard_size": shard_size,
-        "seed": seed,
-    }
-    finished = finished_manifest(out, {**arguments, "on_bad": on_bad})
-    findings = nested.scan(source)
-    digest = plan_digest(arguments, findings)
-    if finished is not None:
-        check_finished(out, finished, digest)
-        release(out)
-        return f"{out}: already complete, nothing to do\n{_summarize(out, finished)}"
-
+    out = open_storage(location)
+    findings, reason = find_tuples(source, options.layout)
+    packing = plan_build(findings, source.resolve().name, options) if findings.tuples else None
     with writable(out):
-        if findings.problems and on_bad == "fail":
-            raise _bad_source(out, findings, findings.problems)
-        if not findings.tuples:
-            report = write_report(out, found=findings.found, problems=findings.problems)
-            raise UserError(
-                f"none of the {findings.found:,} tuples can be packed:\n{format_problems(findings.problems)}\n"
-                f"All of them are in {report}."
-            )
-        split = split_by_index(findings.per_background, train=train, test=test)
-        planned = plan_shards(split.splits, shard_size=shard_size, seed=seed)
-        with claim(out, arguments, digest, [shard.name for shard in planned]) as records_folder:
-            tasks = _tasks(planned, findings, source=source, out=out, records=records_folder, on_bad=on_bad)
-            records, kept = _run(tasks, sum(map(len, split.splits.values())), workers)
-            problems = (*findings.problems, *(problem for record in records.values() for problem in record.problems))
-            if problems and on_bad == "fail":
-                raise _bad_source(out, findings, problems)
-            if problems:
-                write_report(out, found=findings.found, problems=problems)
-            else:
-                (out / REPORT_NAME).unlink(missing_ok=True)
-            built_by = {**arguments, "on_bad": on_bad, "plan": digest}
-            manifest = _manifest(planned, records, findings, built_by, problems)
-            manifest.write(out)
-            release(out)
-    notes = [*findings.notes, *split.notes]
+        finished = find_manifest(out)
+        if finished is not None and packing is not None:
+            check_finished(out, finished, packing.plan, options.on_bad)
+            release(out, packing.plan)
+            return f"{out.location}: already complete, nothing to do\n{_summarize(out, finished)}"
+        if packing is None or (findings.problems and options.on_bad == "fail"):
+            raise _bad_source(out, findings, options, findings.problems)
+        told = [f"layout: {findings.layout} ({reason})"] if reason else []
+        with claim(out, packing.plan, alone=part is None):
+            return _build(packing, out, execute, part, told)
+
+
+def _build(packing: Packing, out: Storage, execute: Executor, part: Part | None, told: list[str]) -> str:
+    shards = part.choose(packing.shards) if part else packing.shards
+    records, kept = _run(packing, shards, out, execute)
+    problems = all_problems(packing.plan, records)
+    if problems and packing.options.on_bad == "fail":
+        raise _bad_source(out, packing.findings, packing.options, problems, part)
     if kept:
-        notes.append(f"{kept:,} of {len(planned):,} shards were there from an interrupted build and were kept")
+        told.append(f"{kept:,} of {len(shards):,} shards were there from an interrupted build and were kept")
+    if part is not None:
+        return _summarize_part(out, part, shards, packing.plan, told)
+    manifest, notes = assemble(out, packing.plan, records)
+    return _summarize(out, manifest, [*told, *notes])
+
+
+def merge(location: str | Path) -> str:
+    """Write the manifest of a build whose parts are all there; returns a summary to print.
+
+    Raises UserError that names the shards that are missing, or where there is no build.
+    """
+    out = open_storage(location)
+    plan = read_plan(out)
+    if plan is None:
+        finished = find_manifest(out)
+        if finished is None:
+            raise UserError(
+                f"{out.location}: holds no parts of a build; expected the OUT of `shard-tools build SRC OUT --part I/N`"
+            )
+        return f"{out.location}: already complete, nothing to do\n{_summarize(out, finished)}"
+    with writable(out), claim(out, plan, alone=True):
+        there = out.names()
+        records: dict[str, ShardRecord] = {}
+        missing = []
+        with progress("merging", total=len(plan.shards), unit="shards") as shown:
+            for shard in plan.shards:
+                record = read_record(out, shard.name)
+                if record is None or (record.shard and not {record.shard.file, record.shard.index} <= there):
+                    missing.append(shard.name)
+                else:
+                    records[shard.name] = record
+                shown.advance(1)
+        if missing:
+            raise UserError(
+                f"{out.location}: {len(missing):,} of {len(plan.shards):,} shards are not there yet: "
+                f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}; run the parts that are missing "
+                "(or all of them again: what is done is kept), then merge"
+            )
+        manifest, notes = assemble(out, plan, records)
     return _summarize(out, manifest, notes)
 
 
-def _tasks(
-    planned: Sequence[PlannedShard], findings: Findings, *, source: Path, out: Path, records: Path, on_bad: OnBad
-) -> Iterator[ShardTask]:
-    """One task a shard; its tuples are named only when it is asked for."""
-    for shard in planned:
-        yield ShardTask(
-            name=shard.name,
-            source=source,
-            out=out,
-            records=records,
-            tuples=tuple(findings.tuples[int(index)] for index in shard.indices),
-            extensions=findings.extensions,
-            on_bad=on_bad,
-        )
-
-
-def _run(tasks: Iterator[ShardTask], total: int, workers: int) -> tuple[dict[str, ShardRecord], int]:
-    """Pack all shards; returns their records by name, and how many were kept."""
+def _run(
+    packing: Packing, shards: Sequence[PlannedShard], out: Storage, execute: Executor
+) -> tuple[dict[str, ShardRecord], int]:
+    """Pack shards; returns their records by name, and how many were kept."""
     records: dict[str, ShardRecord] = {}
     kept = written = 0
     began = time.monotonic()
-    with progress("packing", total=total, unit="tuples") as shown:
-        for packed in run_tasks(pack_shard, tasks, workers):
+    tasks = (packing.task(shard, out) for shard in shards)
+    with progress("packing", total=sum(len(shard.indices) for shard in shards), unit="tuples") as shown:
+        for packed in execute(pack_shard, tasks):
             records[packed.record.name] = packed.record
             kept += packed.kept
             if packed.record.shard is not None and not packed.kept:
@@ -116,55 +139,48 @@ def _run(tasks: Iterator[ShardTask], total: int, workers: int) -> tuple[dict[str
     return records, kept
 
 
-def _bad_source(out: Path, findings: Findings, problems: Sequence[Problem]) -> UserError:
-    report = write_report(out, found=findings.found, problems=problems)
+def _bad_source(
+    out: Storage, findings: Findings, options: BuildOptions, problems: Sequence[Problem], part: Part | None = None
+) -> UserError:
+    name = REPORT_NAME if part is None else REPORT_NAME.replace(".", f"-{part.number}-of-{part.count}.")
+    report = write_report(out, found=findings.found, check=options.check, problems=problems, name=name)
+    bad = count_tuples(problems)
+    way_out = (
+        "Repair them and run the same command again, or leave them out with --on-bad skip."
+        if bad < findings.found and options.on_bad == "fail"
+        else "None is left to pack."
+    )
     return UserError(
-        f"{count_tuples(problems):,} of {findings.found:,} tuples cannot be packed:\n{format_problems(problems)}\n"
-        f"All of them are in {report}. Repair them and run the same command again, or leave them out with "
-        "--on-bad skip."
+        f"{bad:,} of {findings.found:,} tuples cannot be packed:\n{format_problems(problems)}\n"
+        f"All of them are in {report}. {way_out}"
     )
 
 
-def _manifest(
-    planned: Sequence[PlannedShard],
-    records: dict[str, ShardRecord],
-    findings: Findings,
-    arguments: dict[str, Any],
-    problems: Sequence[Problem],
-) -> Manifest:
-    splits = {}
-    for name in dict.fromkeys(shard.split for shard in planned):
-        shards = [records[shard.name].shard for shard in planned if shard.split == name]
-        whole = tuple(shard for shard in shards if shard is not None)
-        if not whole:
-            raise UserError(f"none of the {name} split's tuples can be packed:\n{format_problems(problems)}")
-        splits[name] = Split(samples=sum(shard.samples for shard in whole), shards=whole)
-    seen = merge_components(records.values())
-    return Manifest(
-        components=tuple(
-            Component(name=name, extension=extension, mode=",".join(seen[name].modes), size=seen[name].size)
-            for name, extension in zip(COMPONENTS, findings.extensions, strict=True)
-        ),
-        splits=splits,
-        counts=Counts(
-            found=findings.found,
-            packed=sum(split.samples for split in splits.values()),
-            left_out=count_tuples(problems),
-        ),
-        build=arguments,
-    )
-
-
-def _summarize(out: Path, manifest: Manifest, notes: Sequence[str] = ()) -> str:
+def _summarize(out: Storage, manifest: Manifest, notes: Sequence[str] = ()) -> str:
     lines = []
     for name, split in manifest.splits.items():
-        size = sum(shard.bytes for shard in split.shards)
+        size = sum(shard.bytes for shard in split.files)
         lines.append(f"{name}: {split.samples:,} tuples in {len(split.shards):,} shards, {size / 1e6:,.1f} MB")
+        if split.backgrounds:
+            count = sum(shard.samples for shard in split.backgrounds)
+            lines[-1] += f", with {count:,} backgrounds stored once in {len(split.backgrounds):,} of their own"
     lines += [f"note: {note}" for note in notes]
     if manifest.counts.left_out:
         lines.append(
-            f"left out: {manifest.counts.left_out:,} of {manifest.counts.found:,} tuples, listed in {out / REPORT_NAME}"
+            f"left out: {manifest.counts.left_out:,} of {manifest.counts.found:,} tuples, listed in "
+            f"{out.path(REPORT_NAME)}"
         )
     launch = "accelerate launch --config_file accelerate_config.yaml -m dtrain train configs/demo.yaml"
-    lines.append(f"next: {launch} --data.manifest {out}")
+    lines.append(f"next: {launch} --data.manifest {out.location}")
+    return "\n".join(lines)
+
+
+def _summarize_part(
+    out: Storage, part: Part, shards: Sequence[PlannedShard], plan: BuildPlan, notes: Sequence[str]
+) -> str:
+    lines = [
+        f"part {part}: {len(shards):,} of {len(plan.shards):,} shards are in {out.location}; no {MANIFEST_NAME} yet"
+    ]
+    lines += [f"note: {note}" for note in notes]
+    lines.append(f"next, when all {part.count} parts are there: shard-tools merge {out.location}")
     return "\n".join(lines)

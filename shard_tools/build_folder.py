@@ -1,126 +1,109 @@
-"""The state of an output folder: empty, being built, finished, or somebody else's. Never writes a shard."""
+"""The state of a place to build in: empty, being built, finished, or somebody else's. Never writes a shard."""
 
 import fcntl
-import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from shard_tools.atomic import write_atomically
+from shard_tools.atomic import PARTIAL_SUFFIX
+from shard_tools.build_plan import BuildPlan
 from shard_tools.errors import UserError
-from shard_tools.layouts import Findings
-from shard_tools.manifest import MANIFEST_NAME, Manifest, read_manifest
+from shard_tools.manifest import MANIFEST_NAME, Manifest
+from shard_tools.storage import LocalStorage, Storage
 
-STATE_NAME = ".build"
-_PLAN_NAME = "plan.json"
-_FORMAT = 1
-"""Of everything that turns the same input into other bytes; a higher number refuses what an older version began."""
+STATE = ".build"
+PLAN_NAME = f"{STATE}/plan.json"
 
 
-class _Plan(BaseModel):
-    """What an unfinished build remembers of the command that began it."""
-
-    arguments: dict[str, Any]
-    digest: str
-
-    @classmethod
-    def read(cls, path: Path) -> "_Plan":
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except ValidationError:
-            raise UserError(f"{path}: not the plan of a build; remove {path.parent} or choose another OUT") from None
-
-
-def plan_digest(arguments: Mapping[str, Any], findings: Findings) -> str:
-    """SHA-256 of the arguments and of the names of all tuples' files, in order."""
-    digest = hashlib.sha256(json.dumps([_FORMAT, dict(arguments)], sort_keys=True).encode())
-    for item in findings.tuples:
-        digest.update("\0".join((item.key, *item.files, item.metadata, "")).encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
-def finished_manifest(out: Path, arguments: Mapping[str, Any]) -> Manifest | None:
-    """The manifest that `out` holds, None if there is none.
-
-    Raises UserError when it was built with other arguments.
-    """
-    if not (out / MANIFEST_NAME).exists():
-        return None
-    manifest = read_manifest(out)
-    _refuse_other(out, manifest.build, arguments)
-    return manifest
-
-
-def check_finished(out: Path, manifest: Manifest, digest: str) -> None:
-    """Raise UserError unless `manifest` is of the plan `digest` and its files have the sizes it says."""
-    if manifest.build.get("plan") != digest:
+def check_finished(out: Storage, manifest: Manifest, plan: BuildPlan, on_bad: str) -> None:
+    """Raise UserError unless `manifest` is of this plan and its files have the sizes it says."""
+    now: dict[str, Any] = dict(plan.arguments)
+    if manifest.counts.left_out and on_bad == "fail":
+        now["on_bad"] = on_bad
+    _refuse_other(out, manifest.build, now)
+    if manifest.build.get("plan") != plan.digest:
         raise _other_sources(out)
+    there = out.names()
     for split in manifest.splits.values():
-        for shard in split.shards:
-            with suppress(OSError):
-                if (out / shard.file).stat().st_size == shard.bytes and (out / shard.index).exists():
-                    continue
+        for shard in split.files:
+            if {shard.file, shard.index} <= there and out.size(shard.file) == shard.bytes:
+                continue
             raise UserError(
-                f"{out}: {MANIFEST_NAME} lists {shard.file} of {shard.bytes:,} bytes with {shard.index}, but they are "
-                "not there like that; remove the folder and build again"
+                f"{out.location}: {MANIFEST_NAME} lists {shard.file} of {shard.bytes:,} bytes with {shard.index}, but "
+                "they are not there like that; remove the folder and build again"
             )
 
 
 @contextmanager
-def writable(out: Path) -> Iterator[None]:
+def writable(out: Storage) -> Iterator[None]:
     """Make the folder `out`, and turn whatever keeps the block from writing there into a UserError."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        if isinstance(out, LocalStorage):
+            out.root.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         raise UserError(
-            f"{error.filename or out}: cannot be written: {error.strerror or error}; "
+            f"{error.filename or out.location}: cannot be written: {error.strerror or error}; "
             "OUT has to be a folder that you may write to, on a disk with room; then the same command goes on"
         ) from None
 
 
 @contextmanager
-def claim(out: Path, arguments: Mapping[str, Any], digest: str, shards: Iterable[str]) -> Iterator[Path]:
-    """Make `out` this build's, alone, and yield the folder of its records.
+def claim(out: Storage, plan: BuildPlan, *, alone: bool) -> Iterator[None]:
+    """Make `out` this plan's for as long as the block lasts, `alone` or beside other parts of the same plan.
 
-    Raises UserError when another build has begun there or is running, or foreign files have the names of `shards`
-    (without extension). The folder of records outlives the block; `release` removes it.
+    Raises UserError when another build has begun there or is running, or foreign files have the names of its shards.
+    What is built stays unfinished until `release`. A place behind a URL knows no locks.
     """
-    state = out / STATE_NAME
-    with _locked(out):
-        state.mkdir(exist_ok=True)
-        plan = state / _PLAN_NAME
-        if plan.exists():
-            begun = _Plan.read(plan)
-            _refuse_other(out, begun.arguments, arguments)
-            if begun.digest != digest:
-                raise _other_sources(out)
+    with _locked(out.root, alone=alone) if isinstance(out, LocalStorage) else nullcontext():
+        begun = read_plan(out)
+        if begun is None:
+            _refuse_foreign(out, plan)
+            out.write(PLAN_NAME, plan.model_dump_json(indent=1))
         else:
-            _refuse_foreign(out, shards)
-            write_atomically(plan, _Plan(arguments=dict(arguments), digest=digest).model_dump_json(indent=1))
-        yield state
+            _refuse_other(out, begun.arguments, plan.arguments)
+            if begun.digest != plan.digest:
+                raise _other_sources(out)
+        yield
 
 
-def release(out: Path) -> None:
-    """Remove the folder of records."""
-    shutil.rmtree(out / STATE_NAME, ignore_errors=True)
+def read_plan(out: Storage) -> BuildPlan | None:
+    """The plan of the build that was begun in `out`, None if there is none. Raises UserError if it is damaged."""
+    try:
+        return BuildPlan.model_validate_json(out.read(PLAN_NAME))
+    except FileNotFoundError:
+        return None
+    except ValidationError:
+        raise UserError(
+            f"{out.path(PLAN_NAME)}: not the plan of a build by this version; "
+            f"remove {out.path(STATE)} or choose another OUT"
+        ) from None
+
+
+def release(out: Storage, plan: BuildPlan) -> None:
+    """Remove the state of a build, and what killed processes left half-written under other names."""
+    if isinstance(out, LocalStorage):
+        shards = {shard.name for shard in plan.shards}
+        for name in out.names():
+            if name.endswith(PARTIAL_SUFFIX) and name.partition(".")[0] in shards:
+                out.remove(name)
+    out.remove_folder(STATE)
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Hold a lock on `out` that ends with this process, however that ends."""
-    descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+def _locked(folder: Path, *, alone: bool) -> Iterator[None]:
+    """Hold a lock on `folder` that ends with this process, however that ends."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{out}: another build is writing here; wait for it or choose another OUT") from None
+            raise UserError(f"{folder}: another build is writing here; wait for it or choose another OUT") from None
         except OSError:  # a file system without locks
             pass
         yield
@@ -128,7 +111,7 @@ def _locked(out: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _refuse_other(out: Path, begun: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+def _refuse_other(out: Storage, begun: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
     """Raise UserError that names the arguments in which the build in `out` differs, if any."""
     different = [
         f"{name} {json.dumps(begun.get(name), ensure_ascii=False)} (now {json.dumps(value, ensure_ascii=False)})"
@@ -137,24 +120,24 @@ def _refuse_other(out: Path, begun: Mapping[str, Any], arguments: Mapping[str, A
     ]
     if different:
         raise UserError(
-            f"{out}: holds another build, with {', '.join(different)}; "
+            f"{out.location}: holds another build, with {', '.join(different)}; "
             "choose another OUT, or remove this folder, or give the same arguments"
         )
 
 
-def _other_sources(out: Path) -> UserError:
+def _other_sources(out: Storage) -> UserError:
     return UserError(
-        f"{out}: holds a build of the same arguments, but the files of the source are not those it began with; "
-        "choose another OUT or remove this folder"
+        f"{out.location}: holds a build of the same arguments, but the files of the source are not those it began "
+        "with; choose another OUT or remove this folder"
     )
 
 
-def _refuse_foreign(out: Path, shards: Iterable[str]) -> None:
-    there = {entry.name for entry in os.scandir(out)}
-    for name in shards:
-        for file in (f"{name}.tar", f"{name}.idx"):
+def _refuse_foreign(out: Storage, plan: BuildPlan) -> None:
+    there = out.names()
+    for shard in plan.shards:
+        for file in (f"{shard.name}.tar", f"{shard.name}.idx"):
             if file in there:
                 raise UserError(
-                    f"{out}: holds {file}, which this build would overwrite but did not write; "
+                    f"{out.location}: holds {file}, which this build would overwrite but did not write; "
                     "choose another OUT or remove it"
                 )

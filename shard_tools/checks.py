@@ -1,59 +1,116 @@
-"""Is this the whole of a readable image? Looks at bytes in memory; never decodes pixels and never touches disk."""
+"""Is this the whole of a readable image? Looks at bytes in memory; never touches disk, and decodes no pixels."""
 
 import io
 import warnings
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
+from pydantic.dataclasses import dataclass
 
 MAX_PIXELS = 2**27
-EXTENSIONS = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
+EXTENSIONS = {
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "jpg"),
+    ".png": "png",
+    ".webp": "webp",
+    **dict.fromkeys((".tif", ".tiff"), "tif"),
+    ".bmp": "bmp",
+    ".gif": "gif",
+    ".pgm": "pgm",
+    ".ppm": "ppm",
+    ".tga": "tga",
+    **dict.fromkeys((".jp2", ".j2k"), "jp2"),
+    ".avif": "avif",
+}
 """File suffixes in lower case that are taken for images, and the extension that each has in a shard."""
 
-_PILLOW_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
+PILLOW_FORMATS = {
+    "jpg": ("JPEG", "MPO"),
+    "png": ("PNG",),
+    "webp": ("WEBP",),
+    "tif": ("TIFF",),
+    "bmp": ("BMP",),
+    "gif": ("GIF",),
+    "pgm": ("PPM",),
+    "ppm": ("PPM",),
+    "tga": ("TGA",),
+    "jp2": ("JPEG2000",),
+    "avif": ("AVIF",),
+}
+"""Pillow's names of the formats that a file of each extension may have."""
+
+READABLE_FORMATS = tuple(sorted({names[0] for names in PILLOW_FORMATS.values()}))
+"""What Pillow may try on unknown bytes; none of these runs another program, as EPS does."""
+
+Kind = Literal[
+    "missing", "unreadable", "empty", "truncated", "damaged", "no image", "other format", "too large",
+    "rotated", "sizes differ", "coloured", "changed",
+]  # fmt: skip
+"""What can be wrong with a file."""
+
+ORIENTATIONS = {
+    2: "mirrored", 3: "turned by 180°", 4: "mirrored upside down", 5: "mirrored and turned by 90°",
+    6: "turned by 90°", 7: "mirrored and turned by 270°", 8: "turned by 270°",
+}  # fmt: skip
+"""The EXIF orientations but the upright one, 1."""
+
+_EXIF_ORIENTATION = 0x0112
+_EXIF_START = b"Exif\0\0"
+_EXIF_MARKS = {"JPEG": _EXIF_START, "MPO": _EXIF_START, "PNG": b"eXIf", "WEBP": b"EXIF", "TIFF": b""}
+"""What a file of each format has in it where it has EXIF data; a TIFF may always have."""
+_EXIF_WITHIN = 2**16
 _JPEG_START = b"\xff\xd8\xff"
 _JPEG_END = b"\xff\xd9"
 _JPEG_MODES = {"Gray": "L", "YCbCr": "RGB", "RGB": "RGB", "CMYK": "CMYK", "YCCK": "CMYK"}
 
 
 class ImageInfo(NamedTuple):
-    """What the header of an image says: width and height in pixels, and Pillow's name of the colour mode."""
+    """What the header of an image says: size in pixels, Pillow's name of the colour mode, EXIF orientation (1..8)."""
 
     width: int
     height: int
     mode: str
+    orientation: int = 1
+
+
+class Flaw(NamedTuple):
+    """What is wrong with a file: its kind, and a text that says more."""
+
+    kind: Kind
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Why the tuple `key` cannot be packed: the `file` (relative to the source) and what is wrong with it."""
+    """Why the tuple `key` cannot be packed: the `file` (relative to the source's root) and what is wrong with it."""
 
     key: str
     file: str
+    kind: Kind
     text: str
 
 
-def inspect_image(data: bytes, extension: str) -> ImageInfo | str:
-    """The size and mode of the image in `data`, or the text of what is wrong with it; never raises.
+def inspect_image(data: bytes, extension: str) -> ImageInfo | Flaw:
+    """What the header of the image in `data` says, or what is wrong with it; never raises.
 
     `extension` is that of EXTENSIONS which the file's name promises. JPEGs must begin and end with their markers
     (zero bytes behind the end are tolerated); the other formats go through Pillow's `verify`.
     """
     if not data:
-        return "empty file (0 bytes)"
+        return Flaw("empty", "empty file (0 bytes)")
     info = _inspect_jpeg(data) if extension == "jpg" else _inspect_with_pillow(data, extension)
     if isinstance(info, ImageInfo) and info.width * info.height > MAX_PIXELS:
-        return f"{info.width}×{info.height} pixels, more than the limit of {MAX_PIXELS:,}"
+        return Flaw("too large", f"{info.width}×{info.height} pixels, more than the limit of {MAX_PIXELS:,}")
     return info
 
 
-def _inspect_jpeg(data: bytes) -> ImageInfo | str:
+def _inspect_jpeg(data: bytes) -> ImageInfo | Flaw:
     if not data.startswith(_JPEG_START):
         return _inspect_with_pillow(data, "jpg")
     if not data.endswith(_JPEG_END) and not data.rstrip(b"\0").endswith(_JPEG_END):
-        return f"truncated JPEG (no end marker after {len(data):,} bytes)"
+        return Flaw("truncated", f"truncated JPEG (no end marker after {len(data):,} bytes)")
+    if data.find(_EXIF_START, 0, _EXIF_WITHIN) >= 0:
+        return _inspect_with_pillow(data, "jpg")
     try:
         height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
@@ -61,21 +118,33 @@ def _inspect_jpeg(data: bytes) -> ImageInfo | str:
     return ImageInfo(width, height, _JPEG_MODES[colour])
 
 
-def _inspect_with_pillow(data: bytes, extension: str) -> ImageInfo | str:
-    expected = _PILLOW_FORMATS[extension]
+def _inspect_with_pillow(data: bytes, extension: str) -> ImageInfo | Flaw:
+    expected = PILLOW_FORMATS[extension]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=READABLE_FORMATS) as image:
                 info = ImageInfo(image.width, image.height, image.mode)
                 found = image.format
                 image.verify()
+            info = info._replace(orientation=_orientation(data, found))
     except UnidentifiedImageError:
-        return "not an image that can be read" if data[:2] != _JPEG_START[:2] else "damaged JPEG header"
+        if data.startswith(_JPEG_START[:2]):
+            return Flaw("damaged", "damaged JPEG header")
+        return Flaw("no image", "not an image that can be read")
     except Image.DecompressionBombError:
-        return f"more pixels than the limit of {MAX_PIXELS:,}"
+        return Flaw("too large", f"more pixels than the limit of {MAX_PIXELS:,}")
     except Exception as error:  # Pillow's decoders raise whatever their parsing hits
-        return f"damaged {expected} ({error})"
-    if found != expected:
-        return f"holds a {found} image, but its name says {expected}"
+        return Flaw("damaged", f"damaged {expected[0]} ({error})")
+    if found not in expected:
+        return Flaw("other format", f"holds a {found} image, but its name says {expected[0]}")
     return info
+
+
+def _orientation(data: bytes, image_format: str | None) -> int:
+    mark = _EXIF_MARKS.get(image_format or "")
+    if mark is None or mark not in data:
+        return 1
+    with Image.open(io.BytesIO(data), formats=READABLE_FORMATS) as image:
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    return orientation if orientation in ORIENTATIONS else 1

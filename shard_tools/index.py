@@ -4,16 +4,15 @@ First line "v1.2 N"; then per sample one line of "extension offset size name" fo
 is that of the member's first data byte in the tar. Names hold no white space.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from shard_tools.errors import UserError
 
 INDEX_VERSION = "v1.2"
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """A file inside a shard: where its bytes begin and how many there are."""
 
     extension: str
@@ -21,8 +20,7 @@ class Member:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class IndexedSample:
+class IndexedSample(NamedTuple):
     """One sample: its key and its members in the order of the tar."""
 
     key: str
@@ -39,7 +37,7 @@ def format_index(samples: list[IndexedSample]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def parse_index(text: str, path: Path) -> list[IndexedSample]:
+def parse_index(text: str, path: Path | str) -> list[IndexedSample]:
     """Read the text of an index file; `path` is for messages. Raises UserError with the line that is wrong."""
     lines = text.splitlines()
     header = lines[0].split() if lines else []
@@ -57,8 +55,10 @@ def parse_index(text: str, path: Path) -> list[IndexedSample]:
             members = tuple(
                 Member(fields[i], int(fields[i + 1]), int(fields[i + 2])) for i in range(0, len(fields), width)
             )
+            if any(member.offset < 0 or member.size < 0 for member in members):
+                raise ValueError
         except ValueError:
             raise UserError(f"{path}: line {number} is not 'extension offset size name …'") from None
-        key = fields[3].removesuffix("." + fields[0]) if width == 4 else f"{path.stem}-{number - 2:06d}"
+        key = fields[3].removesuffix("." + fields[0]) if width == 4 else f"{Path(path).stem}-{number - 2:06d}"
         samples.append(IndexedSample(key, members))
     return samples

@@ -7,10 +7,19 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-from shard_tools.atomic import write_atomically
 from shard_tools.errors import UserError
+from shard_tools.storage import Storage, open_storage
 
 MANIFEST_NAME = "shards.json"
 FORMAT_VERSION: Literal[1] = 1
@@ -45,10 +54,15 @@ class Shard(_Record):
 
 
 class Split(_Record):
-    """The shards of one split in packing order; the order of training is derived from this list."""
+    """The shards of one split in packing order; the order of training is derived from this list.
+
+    Where backgrounds are stored once, `backgrounds` are the shards that hold them: one sample a background, whose key
+    the KEY.json of each tuple names as "bg". Else each tuple has its own and there are none.
+    """
 
     samples: int = Field(ge=0)
     shards: tuple[Shard, ...]
+    backgrounds: tuple[Shard, ...] = ()
 
     @model_validator(mode="after")
     def _counts_agree(self) -> "Split":
@@ -56,6 +70,18 @@ class Split(_Record):
         if total != self.samples:
             raise ValueError(f"its shards hold {total} samples, but it says samples={self.samples}")
         return self
+
+    @property
+    def files(self) -> tuple[Shard, ...]:
+        """All its shards, those of tuples first."""
+        return self.shards + self.backgrounds
+
+    @model_serializer(mode="wrap")
+    def _without_empty_backgrounds(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        if not self.backgrounds:
+            del content["backgrounds"]
+        return content
 
 
 class Component(_Record):
@@ -101,7 +127,7 @@ class Manifest(_Record):
 
     @model_validator(mode="after")
     def _files_differ(self) -> "Manifest":
-        files = [file for split in self.splits.values() for shard in split.shards for file in (shard.file, shard.index)]
+        files = [file for split in self.splits.values() for shard in split.files for file in (shard.file, shard.index)]
         if len(set(files)) != len(files):
             twice = sorted(file for file, count in Counter(files).items() if count > 1)
             raise ValueError(f"{', '.join(twice[:3])}: listed more than once")
@@ -126,14 +152,13 @@ class Manifest(_Record):
         content = self.model_dump(mode="json", include={"format", "version", "components", "splits"})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def write(self, folder: Path) -> None:
-        """Write `folder`/shards.json atomically; equal manifests give equal bytes."""
-        text = json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False)
-        write_atomically(folder / MANIFEST_NAME, text + "\n")
+    def text(self) -> str:
+        """The content of shards.json; equal manifests give equal text."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read shards.json, given the file or the folder that holds it.
+    """Read shards.json, given the file or the local folder that holds it.
 
     Raises UserError that names the file and the field when it is missing, too large, not JSON or not valid.
     """
@@ -141,10 +166,33 @@ def read_manifest(path: Path) -> Manifest:
         raise UserError(f"{path}: only local manifests can be read; give the path of a folder with {MANIFEST_NAME}")
     if path.is_dir():
         path = path / MANIFEST_NAME
+    return _load(open_storage(path.parent), path.name)
+
+
+def open_shards(location: str) -> tuple[Storage, Manifest]:
+    """The place of shards and their manifest, given the path or URL of shards.json or of its folder.
+
+    Raises UserError as `read_manifest` does.
+    """
+    storage = open_storage(location.removesuffix(f"/{MANIFEST_NAME}"))
+    return storage, _load(storage, MANIFEST_NAME)
+
+
+def find_manifest(storage: Storage) -> Manifest | None:
+    """The manifest in `storage`, None if there is none. Raises UserError when there is one that cannot be read."""
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
+        storage.size(MANIFEST_NAME)
+    except FileNotFoundError:
+        return None
+    return _load(storage, MANIFEST_NAME)
+
+
+def _load(storage: Storage, name: str) -> Manifest:
+    path = storage.path(name)
+    try:
+        if storage.size(name) > MAX_MANIFEST_BYTES:
             raise UserError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes, so not a {MANIFEST_NAME}")
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(storage.read(name))
     except FileNotFoundError:
         raise UserError(
             f"{path}: no such file; expected the manifest that `shard-tools build SRC OUT` writes last "

@@ -1,63 +1,56 @@
 """One shard task in, one shard with its index and record out. Knows nothing of other shards or of the manifest."""
 
 import hashlib
-import os
-from collections import OrderedDict
-from collections.abc import Iterable
+import json
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from shard_tools.atomic import atomic_file, write_atomically
-from shard_tools.checks import ImageInfo, Problem, inspect_image
+from shard_tools.checks import Flaw, ImageInfo, Problem
 from shard_tools.index import IndexedSample, Member, format_index
-from shard_tools.layouts import COMPONENTS, SourceTuple
+from shard_tools.layouts import SourceTuple
 from shard_tools.manifest import Shard
+from shard_tools.records import ModeSeen, ShardRecord, summarize_images
+from shard_tools.source_images import ImageRules, SourceImage, SourceImages, path_of, stamp_of
+from shard_tools.storage import Storage
 from shard_tools.tar import TarWriter
 
 OnBad = Literal["fail", "skip"]
 
-BACKGROUND_CACHE_BYTES = 64 * 2**20
-_READ_BYTES = 64 * 2**10
+RECORDS = ".build/records"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredComponent:
+    """One image of each tuple: its name, the extension that its files have and the one that it has in the shard.
+
+    One that is not `stored` is read and checked, but does not go into this shard.
+    """
+
+    name: str
+    source_extension: str
+    extension: str
+    stored: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class ShardTask:
-    """All that a worker needs to write one shard.
+    """All that a worker needs to write one shard, on this machine or another.
 
-    `name` is the file name without extension; files go to `out`, the record to `records`.
+    `name` is the file name without extension. Each of `tuples` has one file, below `root`, for each of `components`.
     """
 
     name: str
-    source: Path
-    out: Path
-    records: Path
+    root: Path
+    out: Storage
     tuples: tuple[SourceTuple, ...]
-    extensions: tuple[str, ...]
+    components: tuple[StoredComponent, ...]
+    rules: ImageRules
     on_bad: OnBad
-
-
-class ComponentSeen(BaseModel):
-    """Colour modes of one component in one or more shards; (width, height) where all agree, else null."""
-
-    model_config = ConfigDict(frozen=True)
-
-    modes: tuple[str, ...]
-    size: tuple[int, int] | None
-
-
-class ShardRecord(BaseModel):
-    """What came of a task: the shard, or none where no tuple was fit to be packed."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    tuples: int = Field(gt=0)
-    shard: Shard | None
-    components: dict[str, ComponentSeen]
-    problems: tuple[Problem, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +64,8 @@ class Packed:
 def pack_shard(task: ShardTask) -> Packed:
     """Write the shard, then its index, then its record; or keep all three where they are whole.
 
-    Image bytes are copied unchanged. A tuple with a problem is left out whole; with on_bad "fail" the rest of the
-    shard is still looked through, but nothing is written. Raises OSError where the output cannot be written.
+    A tuple with a problem is left out whole; with on_bad "fail" the rest of the shard is still looked through, but
+    nothing is written. Raises OSError or UserError where the output cannot be written.
     """
     record = _finished(task)
     if record is not None:
@@ -80,15 +73,9 @@ def pack_shard(task: ShardTask) -> Packed:
     return Packed(_write(task), kept=False)
 
 
-def merge_components(records: Iterable[ShardRecord]) -> dict[str, ComponentSeen]:
-    """What the components look like over several shards."""
-    seen = [record.components for record in records if record.components]
-    merged = {}
-    for component in COMPONENTS:
-        modes = {mode for components in seen for mode in components[component].modes}
-        sizes = {components[component].size for components in seen}
-        merged[component] = ComponentSeen(modes=tuple(sorted(modes)), size=sizes.pop() if len(sizes) == 1 else None)
-    return merged
+def record_name(shard: str) -> str:
+    """Where the record of a shard lies."""
+    return f"{RECORDS}/{shard}.json"
 
 
 class _AbandonedError(Exception):
@@ -96,160 +83,168 @@ class _AbandonedError(Exception):
 
 
 def _write(task: ShardTask) -> ShardRecord:
-    shard_path, index_path = (task.out / f"{task.name}.{extension}" for extension in ("tar", "idx"))
-    problems: list[Problem] = []
-    samples: list[IndexedSample] = []
-    seen: tuple[set[ImageInfo], ...] = tuple(set() for _ in COMPONENTS)
-    suffixes = [f"{component}.{extension}" for component, extension in zip(COMPONENTS, task.extensions, strict=True)]
+    shard_name, index_name = f"{task.name}.tar", f"{task.name}.idx"
+    work = _Work(task)
     try:
-        with atomic_file(shard_path) as file:
+        with task.out.writing(shard_name) as file:
             tar = TarWriter(file)
-            for item in task.tuples:
-                images, bad = _load(task, item)
-                problems += bad
-                if bad or (problems and task.on_bad == "fail"):
-                    continue
-                members = []
-                for suffix, (data, info), infos in zip(suffixes, images, seen, strict=True):
-                    members.append(Member(suffix, tar.add(f"{item.key}.{suffix}", data), len(data)))
-                    infos.add(info)
-                metadata = item.metadata.encode()
-                members.append(Member("json", tar.add(f"{item.key}.json", metadata), len(metadata)))
-                samples.append(IndexedSample(item.key, tuple(members)))
-            if not samples or (problems and task.on_bad == "fail"):
+            samples = list(work.add_all(tar))
+            if not samples or (work.problems and task.on_bad == "fail"):
                 raise _AbandonedError
             size, digest = tar.finish()
     except _AbandonedError:
-        shard_path.unlink(missing_ok=True)
-        index_path.unlink(missing_ok=True)
-        record = ShardRecord(
-            name=task.name, tuples=len(task.tuples), shard=None, components={}, problems=tuple(problems)
-        )
+        task.out.remove(shard_name)
+        task.out.remove(index_name)
+        shard = None
     else:
         index = format_index(samples).encode()
-        write_atomically(index_path, index)
-        record = ShardRecord(
-            name=task.name,
-            tuples=len(task.tuples),
-            shard=Shard(
-                file=shard_path.name,
-                samples=len(samples),
-                bytes=size,
-                sha256=digest,
-                index=index_path.name,
-                index_sha256=hashlib.sha256(index).hexdigest(),
-            ),
-            components={component: _summarize(infos) for component, infos in zip(COMPONENTS, seen, strict=True)},
-            problems=tuple(problems),
+        task.out.write(index_name, index)
+        shard = Shard(
+            file=shard_name,
+            samples=len(samples),
+            bytes=size,
+            sha256=digest,
+            index=index_name,
+            index_sha256=hashlib.sha256(index).hexdigest(),
         )
-    if record.shard is not None or task.on_bad == "skip":
-        write_atomically(_record_path(task), record.model_dump_json())
+    record = ShardRecord(
+        name=task.name,
+        tuples=len(task.tuples),
+        shard=shard,
+        components={name: summarize_images(seen) for name, seen in work.seen.items() if seen},
+        sources=_digest(work.stamps),
+        backgrounds=work.backgrounds,
+        problems=tuple(work.problems),
+    )
+    if shard is not None or task.on_bad == "skip":
+        task.out.write(record_name(task.name), record.model_dump_json())
     return record
 
 
-def _summarize(infos: set[ImageInfo]) -> ComponentSeen:
-    sizes = {(info.width, info.height) for info in infos}
-    return ComponentSeen(
-        modes=tuple(sorted({info.mode for info in infos})), size=sizes.pop() if len(sizes) == 1 else None
-    )
+class _Work:
+    """What is gathered while the tuples of a task go into their shard."""
 
+    def __init__(self, task: ShardTask) -> None:
+        self._task = task
+        self._images = _images_of(task.root, task.rules)
+        self._images.forget_changed()
+        self._shares_backgrounds = any(not component.stored for component in task.components)
+        self.seen: dict[str, dict[ImageInfo, ModeSeen]] = {component.name: {} for component in task.components}
+        self.stamps: list[tuple[int, int] | None] = []
+        self.backgrounds: dict[str, str] = {}
+        self.problems: list[Problem] = []
 
-def _record_path(task: ShardTask) -> Path:
-    return task.records / f"{task.name}.json"
+    def add_all(self, tar: TarWriter) -> Iterator[IndexedSample]:
+        """Append every good tuple to the archive; all are looked at."""
+        task, stamps = self._task, self.stamps
+        root = str(task.root)
+        components = [(c.name, c.source_extension, f"{c.name}.{c.extension}", c.stored) for c in task.components]
+        counts: list[dict[ImageInfo, int]] = [{} for _ in components]
+        first: list[dict[ImageInfo, str]] = [{} for _ in components]
+        load = self._images.load
+        fails = task.on_bad == "fail"
+        for item in task.tuples:
+            images: list[SourceImage] = []
+            for (name, extension, _, _), file in zip(components, item.files, strict=True):
+                image = load(file, name, extension)
+                if isinstance(image, Flaw):
+                    self.problems.append(Problem(item.key, file, *image))
+                    stamps.append(stamp_of(path_of(root, file)))
+                else:
+                    images.append(image)
+                    stamps.append(image.stamp)
+            if len(images) < len(components) or not self._sizes_agree(item, images):
+                continue
+            self.backgrounds[item.background] = images[0].digest
+            if fails and self.problems:
+                continue
+            members = []
+            key = item.key
+            for number, image in enumerate(images):
+                _, _, suffix, stored = components[number]
+                info = image.info
+                counts[number][info] = counts[number].get(info, 0) + 1
+                first[number].setdefault(info, key)
+                if stored:
+                    members.append(Member(suffix, tar.add(f"{key}.{suffix}", image.data), len(image.data)))
+            metadata = self._metadata(item)
+            members.append(Member("json", tar.add(f"{key}.json", metadata), len(metadata)))
+            yield IndexedSample(key, tuple(members))
+        for number, (name, _, _, _) in enumerate(components):
+            self.seen[name] = {
+                info: ModeSeen(images=count, first=first[number][info]) for info, count in counts[number].items()
+            }
+
+    def _sizes_agree(self, item: SourceTuple, images: list[SourceImage]) -> bool:
+        background = images[0].info
+        agree = True
+        for file, image in zip(item.files, images, strict=True):
+            info = image.info
+            if info.width != background.width or info.height != background.height:
+                text = f"{info.width}×{info.height} pixels, but its bg has {background.width}×{background.height}"
+                self.problems.append(Problem(item.key, file, "sizes differ", text))
+                agree = False
+        return agree
+
+    def _metadata(self, item: SourceTuple) -> bytes:
+        """KEY.json: what the layout says, the background where it lies elsewhere, and where the images came from.
+
+        Paths out of the source's root would say where it lay, and lead nowhere on another machine: they stay out.
+        """
+        background = f',"bg":"{item.background}"' if self._shares_backgrounds else ""
+        inside = all(file[0] != "/" and ".." not in file for file in item.files)
+        files = f',"files":{json.dumps(item.files)}' if inside else ""
+        return f"{item.metadata[:-1]}{background}{files}}}".encode()
 
 
 def _finished(task: ShardTask) -> ShardRecord | None:
-    """The record of the task if all that it says is true of the files; None if there is work to do."""
+    """The record of the task if all that it says is true of the files; None if there is work to do.
+
+    Local shards are hashed. A remote one, which appears only when it is whole, counts by its size.
+    """
     try:
-        record = ShardRecord.model_validate_json(_record_path(task).read_bytes())
+        record = ShardRecord.model_validate_json(task.out.read(record_name(task.name)))
         if record.problems and task.on_bad == "fail":
             return None
-        if record.shard is not None:
-            for name, expected in (
-                (record.shard.file, record.shard.sha256),
-                (record.shard.index, record.shard.index_sha256),
-            ):
-                with (task.out / name).open("rb") as file:
-                    if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                        return None
+        if record.shard is not None and not _is_whole(task.out, record.shard):
+            return None
     except (FileNotFoundError, ValidationError):
+        return None
+    root = str(task.root)
+    stamps: dict[str, tuple[int, int] | None] = {}
+    for item in task.tuples:
+        for file in item.files:
+            if file not in stamps:
+                stamps[file] = stamp_of(path_of(root, file))
+    if _digest([stamps[file] for item in task.tuples for file in item.files]) != record.sources:
         return None
     return record
 
 
-Loaded = tuple[bytes, ImageInfo]
+def _is_whole(out: Storage, shard: Shard) -> bool:
+    if out.size(shard.file) != shard.bytes:
+        return False
+    files = [(shard.index, shard.index_sha256)]
+    if out.is_local:
+        files.append((shard.file, shard.sha256))
+    for name, expected in files:
+        with out.reading(name) as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                return False
+    return True
 
 
-def _load(task: ShardTask, item: SourceTuple) -> tuple[list[Loaded], list[Problem]]:
-    """The images of a tuple in the order of COMPONENTS, or what is wrong with them."""
-    source = os.fspath(task.source)
-    images: list[Loaded] = []
-    problems: list[Problem] = []
-    for i, (file, extension) in enumerate(zip(item.files, task.extensions, strict=True)):
-        load = _load_image if i else _load_background
-        loaded = load(f"{source}/{file}", extension)
-        if isinstance(loaded, str):
-            problems.append(Problem(item.key, file, loaded))
-        else:
-            images.append(loaded)
-    if not problems:
-        background = images[0][1]
-        for file, (_, info) in zip(item.files, images, strict=True):
-            if info.width != background.width or info.height != background.height:
-                expected = f"{background.width}×{background.height}"
-                problems.append(
-                    Problem(item.key, file, f"{info.width}×{info.height} pixels, but its bg has {expected}")
-                )
-    return images, problems
+def _digest(stamps: list[tuple[int, int] | None]) -> str:
+    return hashlib.sha256(repr(stamps).encode()).hexdigest()
 
 
-def _load_image(path: str, extension: str) -> Loaded | str:
-    """The bytes and the header of one image, or what is wrong with it."""
-    try:
-        data = _read(path)
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    info = inspect_image(data, extension)
-    return info if isinstance(info, str) else (data, info)
+_of_thread = threading.local()
 
 
-def _read(path: str) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        parts = [os.read(descriptor, _READ_BYTES)]
-        while parts[-1]:
-            parts.append(os.read(descriptor, _READ_BYTES))
-    finally:
-        os.close(descriptor)
-    return parts[0] if len(parts) == 2 else b"".join(parts)
-
-
-class _ImageCache:
-    """The images read last, up to a number of bytes; one that changes on disk is read again."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._images: OrderedDict[tuple[str, int, int], Loaded] = OrderedDict()
-
-    def load(self, path: str, extension: str) -> Loaded | str:
-        try:
-            status = os.stat(path)  # noqa: PTH116 - a Path for each of a million tuples costs seconds
-        except OSError as error:
-            return f"cannot be read: {error.strerror}"
-        identity = (path, status.st_mtime_ns, status.st_size)
-        loaded = self._images.get(identity)
-        if loaded is not None:
-            self._images.move_to_end(identity)
-            return loaded
-        fresh = _load_image(path, extension)
-        if not isinstance(fresh, str):
-            self._images[identity] = fresh
-            self._bytes += len(fresh[0])
-            while self._bytes > self._max_bytes:
-                _, (data, _) = self._images.popitem(last=False)
-                self._bytes -= len(data)
-        return fresh
-
-
-_load_background = _ImageCache(BACKGROUND_CACHE_BYTES).load
+def _images_of(root: Path, rules: ImageRules) -> SourceImages:
+    """One for all tasks of a build that this thread does, so that backgrounds stay known from one to the next."""
+    if getattr(_of_thread, "source", None) != (root, rules):
+        _of_thread.source = (root, rules)
+        _of_thread.images = SourceImages(str(root), rules)
+    images: SourceImages = _of_thread.images
+    return images

@@ -1,7 +1,12 @@
-"""What every layout of a source tree is reduced to: a sequence of tuples. Lists names; never opens an image."""
+"""What every layout of a source is reduced to: a sequence of tuples. Lists names; never opens an image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from shard_tools.checks import Problem
 
@@ -9,28 +14,66 @@ COMPONENTS = ("bg", "fgbg", "depth", "mask")
 """The images of a tuple, in the order in which a shard holds them."""
 
 
-@dataclass(frozen=True, slots=True)
-class SourceTuple:
-    """One training example: its key, one file per component (relative to the source), and KEY.json as text."""
+class SourceTuple(NamedTuple):
+    """One training example.
+
+    `key` is unique in the source; letters, digits, "_" and "-", at most 80. `files` holds one path per component,
+    relative to the root of the source. `metadata` is the text of a JSON object that is not empty. `background` is the
+    key of the background, the same for all tuples with that file, of the same characters as `key`.
+    """
 
     key: str
     files: tuple[str, ...]
     metadata: str
+    background: str
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """A partition of the tuples: the groups' `names`, and the group of each tuple as `codes`, int32 (tuples,).
+
+    Groups are in the layout's order of them, and each has a tuple; a tuple of code -1 is in none.
+    """
+
+    names: tuple[str, ...]
+    codes: NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """All that a scan of a source tree found.
+    """All that a scan of a source found.
 
-    `tuples` holds the complete ones in the order of the layout's index; `per_background` says how many of them each
-    background has, in the same order. `extensions` gives one per component. `found` counts incomplete tuples too;
-    `problems` say what those lack; `notes` are files that were seen and are not used.
+    `tuples` holds the complete ones in the order of the layout's index; files are relative to `root`. `backgrounds`,
+    `foregrounds` (None where the layout does not tell them) and `splits` (those that the source itself names) say how
+    the tuples fall into groups. `extensions` gives one per component. `digest` identifies all keys and file names, in
+    order. `found` counts incomplete tuples too; `problems` say what those lack; `notes` are things seen that the user
+    should know.
     """
 
     layout: str
+    root: Path
     tuples: Sequence[SourceTuple]
-    per_background: tuple[int, ...]
+    backgrounds: Groups
+    foregrounds: Groups | None
+    splits: Groups | None
     extensions: tuple[str, ...]
+    digest: str
     found: int
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
+
+
+class Layout(Protocol):
+    """One way in which people keep their tuples: a module with these names."""
+
+    NAME: str
+    EXPECTED: str
+    """What such a source looks like, in a few words."""
+
+    @staticmethod
+    def recognise(source: Path) -> str | None:
+        """Why `source` looks like this layout, in a few words; None if it does not. Looks at a few names only."""
+
+    @staticmethod
+    def scan(source: Path) -> Findings:
+        """Find all tuples. Raises UserError when there are none, or where names are ambiguous."""

@@ -1,5 +1,6 @@
 """The nested tree: bg/bgB.jpg and bgB/fg_F/{overlay,depth,mask}/K.jpg. Lists folders; never stats or opens a file."""
 
+import hashlib
 import os
 import re
 from bisect import bisect_right
@@ -9,12 +10,14 @@ from itertools import accumulate
 from pathlib import Path
 from typing import overload
 
+import numpy as np
+
 from shard_tools.checks import EXTENSIONS, Problem
 from shard_tools.errors import UserError
-from shard_tools.layouts import COMPONENTS, Findings, SourceTuple
+from shard_tools.layouts import COMPONENTS, Findings, Groups, SourceTuple
 
 NAME = "nested"
-EXPECTED = "bg/bgB.jpg and bgB/fg_F/{overlay,depth,mask}/K.jpg"
+EXPECTED = "a tree with bg/bgB.jpg and bgB/fg_F/{overlay,depth,mask}/K.jpg"
 
 _SUFFIX = f"(?i:{'|'.join(map(re.escape, EXTENSIONS))})"
 _IMAGE = re.compile(rf"([0-9]+){_SUFFIX}")
@@ -47,13 +50,27 @@ class _Foreground:
     placements: _Placements
 
 
+def recognise(source: Path) -> str | None:
+    """Why `source` looks like this layout: it has folders bgB with folders fg_F in them."""
+    try:
+        folders = [entry.path for entry in os.scandir(source) if _BACKGROUND_FOLDER.fullmatch(entry.name)]
+        for folder in folders:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if _FOREGROUND_FOLDER.fullmatch(entry.name):
+                        return f"it has folders like {Path(folder).name}/{entry.name}/"
+    except OSError:
+        pass
+    return None
+
+
 def scan(source: Path) -> Findings:
     """Find the tuples below `source`, ordered by (background, foreground, placement), each as a number.
 
     Raises UserError when the folder cannot be listed, holds no such tree, or two names stand for one number.
     """
     if not source.is_dir():
-        raise UserError(f"{source}: no such folder; expected a tree with {EXPECTED}")
+        raise UserError(f"{source}: no such folder; expected {EXPECTED}")
     return _Scan(source).run()
 
 
@@ -64,6 +81,7 @@ class _Scan:
         self._problems: list[Problem] = []
         self._found = 0
         self._shared: dict[_Placements, _Placements] = {}
+        self._listed: dict[frozenset[str], Names] = {}
 
     def run(self) -> Findings:
         images = self._numbered("bg", _BACKGROUND_IMAGE) if "bg" in self._folders("") else {}
@@ -74,11 +92,16 @@ class _Scan:
         if not self._found:
             raise UserError(f"{self._source}: no tuples found; expected {EXPECTED}")
         unused = sorted(number for number in images if not per_background.get(number))
+        tuples = _Tuples(self._foregrounds)
         return Findings(
             layout=NAME,
-            tuples=_Tuples(self._foregrounds),
-            per_background=tuple(count for count in per_background.values() if count),
+            root=self._source,
+            tuples=tuples,
+            backgrounds=tuples.groups([folder.background for folder in self._foregrounds]),
+            foregrounds=tuples.groups([folder.foreground for folder in self._foregrounds]),
+            splits=None,
             extensions=self._extensions(),
+            digest=self._digest(),
             found=self._found,
             problems=tuple(self._problems),
             notes=(_not_used([images[number] for number in unused]),) if unused else (),
@@ -99,9 +122,9 @@ class _Scan:
                 for number in numbers:
                     key = f"bg{background}_fg_{foreground}_{number}"
                     if image is None:
-                        self._problems.append(Problem(key, f"bg/bg{background}.jpg", "missing"))
+                        self._problems.append(Problem(key, f"bg/bg{background}.jpg", "missing", "missing"))
                     self._problems += [
-                        Problem(key, f"{path}/{name}/{number}.jpg", "missing")
+                        Problem(key, f"{path}/{name}/{number}.jpg", "missing", "missing")
                         for name, files in zip(folders, listed, strict=True)
                         if number not in files
                     ]
@@ -145,10 +168,26 @@ class _Scan:
             extensions += kinds
         return tuple(extensions)
 
+    def _digest(self) -> str:
+        """SHA-256 of the names of all complete tuples' files; those that many folders share are hashed once."""
+        names = {
+            id(placements): hashlib.sha256(
+                "\0".join((*map(str, placements.numbers), *placements.overlay, *placements.depth, *placements.mask))
+                .encode("utf-8", "surrogateescape")
+            ).digest()
+            for placements in self._shared
+        }
+        digest = hashlib.sha256()
+        for folder in self._foregrounds:
+            parts = (folder.path, folder.background_file, folder.mask_folder, "")
+            digest.update("\0".join(parts).encode("utf-8", "surrogateescape"))
+            digest.update(names[id(folder.placements)])
+        return digest.hexdigest()
+
     def _folders(self, path: str) -> set[str]:
         """Names of the folders in `path` (relative to the source)."""
         try:
-            with os.scandir(self._source / path) as entries:
+            with os.scandir(f"{self._source}/{path}") as entries:
                 return {entry.name for entry in entries if entry.is_dir()}
         except OSError as error:
             raise _cannot_list(self._source / path, error) from None
@@ -157,12 +196,15 @@ class _Scan:
         return self._by_number(path, pattern, self._folders(path))
 
     def _numbered(self, path: str, pattern: re.Pattern[str]) -> Names:
-        """File names in `path` that are images and match `pattern`, by number."""
+        """File names in `path` that are images and match `pattern`, by number; worked out once for equal lists."""
         try:
-            names = os.listdir(self._source / path)  # noqa: PTH208 - a million names: a Path for each costs seconds
+            names = frozenset(os.listdir(f"{self._source}/{path}"))  # noqa: PTH208 - a Path for each costs seconds
         except OSError as error:
             raise _cannot_list(self._source / path, error) from None
-        return self._by_number(path, pattern, names)
+        numbered = self._listed.get(names)
+        if numbered is None:
+            numbered = self._listed[names] = self._by_number(path, pattern, names)
+        return numbered
 
     def _by_number(self, path: str, pattern: re.Pattern[str], names: Iterable[str]) -> Names:
         numbered: Names = {}
@@ -183,6 +225,13 @@ class _Tuples(Sequence[SourceTuple]):
     def __init__(self, foregrounds: Sequence[_Foreground]) -> None:
         self._foregrounds = foregrounds
         self._ends = list(accumulate(len(folder.placements.numbers) for folder in foregrounds))
+
+    def groups(self, numbers: Sequence[int]) -> Groups:
+        """The tuples by the number of their folder; `numbers` has one for each folder."""
+        known = sorted(set(numbers))
+        codes = np.searchsorted(known, numbers).astype(np.int32)
+        sizes = [len(folder.placements.numbers) for folder in self._foregrounds]
+        return Groups(tuple(map(str, known)), np.repeat(codes, sizes))
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -209,6 +258,7 @@ class _Tuples(Sequence[SourceTuple]):
                 f"{folder.path}/{folder.mask_folder}/{placements.mask[i]}",
             ),
             metadata=f'{{"background":{folder.background},"foreground":{folder.foreground},"placement":{number}}}',
+            background=f"bg{folder.background}",
         )
 
 

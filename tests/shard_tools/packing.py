@@ -1,26 +1,27 @@
 """Packing in a test's own process, and looking at what came of it."""
 
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from shard_tools.build import build
+from shard_tools.build import Part, build
+from shard_tools.build_plan import BuildOptions
 from shard_tools.index import parse_index
 from shard_tools.manifest import read_manifest
+from shard_tools.split import SplitRule
+from shard_tools.workers import run_tasks
 
 Content = dict[str, bytes]
 
+SPLIT_OPTIONS = ("by", "train", "test", "test_share", "hold_out")
 
-def pack(
-    source: Path,
-    out: Path,
-    *,
-    train: int | None = None,
-    test: int | None = None,
-    shard_size: int = 7,
-    seed: int = 0,
-    on_bad: Literal["fail", "skip"] = "fail",
-) -> str:
-    return build(source, out, train=train, test=test, shard_size=shard_size, seed=seed, on_bad=on_bad, workers=1)
+
+def pack(source: Path, out: Path | str, *, part: Part | None = None, shard_size: int | None = 7, **options: Any) -> str:
+    """Build with the given options, of the split or of the rest, on one worker and with small shards."""
+    rule = SplitRule(**{name: options.pop(name) for name in SPLIT_OPTIONS if name in options})
+    if "shard_bytes" not in options:
+        options["shard_size"] = shard_size
+    return build(source, out, BuildOptions(split=rule, **options), partial(run_tasks, workers=1), part)
 
 
 def content(folder: Path) -> Content:
@@ -29,6 +30,7 @@ def content(folder: Path) -> Content:
 
 
 def keys(out: Path) -> list[str]:
+    """Of all tuples, in packing order."""
     return [
         sample.key
         for split in read_manifest(out).splits.values()

@@ -88,7 +88,7 @@ def test_manifest_describes_the_tuples(make_tree: MakeTree, tmp_path: Path) -> N
     assert manifest.counts.model_dump() == {"found": 40, "packed": 40, "left_out": 0}
     assert manifest.build["source"] == "photos"
     assert str(tmp_path) not in (out / "shards.json").read_text()
-    wanted = {"shards.json"} | {f"train-{i:06d}.{e}" for i in range(5) for e in ("tar", "idx")}
+    wanted = {"shards.json", "build_report.json"} | {f"train-{i:06d}.{e}" for i in range(5) for e in ("tar", "idx")}
     assert set(content(out)) == wanted | {f"test-{i:06d}.{e}" for i in range(2) for e in ("tar", "idx")}
 
 
@@ -119,7 +119,7 @@ def test_png_upper_case_and_mask_with_underscore(make_tree: MakeTree, tmp_path: 
 def test_the_first_tuples_train_and_the_next_test(make_tree: MakeTree, tmp_path: Path) -> None:
     out = tmp_path / "out"
     summary = pack(make_tree(), out, train=15, test=10)
-    assert "inside background 2 of 4: it is seen in training and in the test split" in summary
+    assert "the cut after 15 tuples leaves 1 background(s) both in training and in the test split: 2" in summary
     assert "15 of 40 tuples belong to no split" in summary
     order = [f"bg{b}_fg_{f}_{k}" for b in range(1, 5) for f in (1, 2) for k in range(1, 6)]
     assert sorted(keys(out)[:15]) == sorted(order[:15])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shard_tools.checks import ImageInfo, inspect_image
+from shard_tools.checks import Flaw, ImageInfo, inspect_image
 
 
 def encode(image_format: str, mode: str = "RGB", **options: bool) -> bytes:
@@ -46,20 +46,53 @@ def with_height(jpeg: bytes, height: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("data", "extension", "text"),
+    ("data", "extension", "kind", "text"),
     [
-        (b"", "jpg", "empty file"),
-        (b"not an image\n", "jpg", "not an image that can be read"),
-        (encode("JPEG")[:-20], "jpg", "truncated JPEG"),
-        (encode("JPEG")[:50], "jpg", "truncated JPEG"),
-        (b"\xff\xd8\xff garbage \xff\xd9", "jpg", "damaged"),
-        (encode("PNG"), "jpg", "holds a PNG image, but its name says JPEG"),
-        (encode("JPEG"), "png", "holds a JPEG image, but its name says PNG"),
-        (encode("PNG")[:200], "png", "damaged PNG"),
-        (with_height(encode("JPEG"), 50_000), "jpg", "50000×50000 pixels, more than the limit"),
+        (b"", "jpg", "empty", "empty file"),
+        (b"not an image\n", "jpg", "no image", "not an image that can be read"),
+        (encode("JPEG")[:-20], "jpg", "truncated", "truncated JPEG"),
+        (encode("JPEG")[:50], "jpg", "truncated", "truncated JPEG"),
+        (b"\xff\xd8\xff garbage \xff\xd9", "jpg", "damaged", "damaged"),
+        (encode("PNG"), "jpg", "other format", "holds a PNG image, but its name says JPEG"),
+        (encode("JPEG"), "png", "other format", "holds a JPEG image, but its name says PNG"),
+        (encode("PNG")[:200], "png", "damaged", "damaged PNG"),
+        (with_height(encode("JPEG"), 50_000), "jpg", "too large", "50000×50000 pixels, more than the limit"),
     ],
 )
-def test_problems_are_said(data: bytes, extension: str, text: str) -> None:
+def test_problems_are_said(data: bytes, extension: str, kind: str, text: str) -> None:
     found = inspect_image(data, extension)
-    assert isinstance(found, str)
-    assert text in found
+    assert isinstance(found, Flaw)
+    assert found.kind == kind
+    assert text in found.text
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_exif_orientation_is_seen(image_format: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    Image.new("RGB", (24, 16)).save(file, image_format, exif=exif)
+    extension = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif"}[image_format]
+    found = inspect_image(file.getvalue(), extension)
+    assert isinstance(found, ImageInfo)
+    assert found.orientation == orientation
+    assert sorted(found[:2]) == [16, 24]
+
+
+def test_exif_without_an_orientation_is_upright() -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "a camera"
+    file = io.BytesIO()
+    Image.new("RGB", (24, 16)).save(file, "JPEG", exif=exif)
+    assert inspect_image(file.getvalue(), "jpg") == ImageInfo(24, 16, "RGB")
+
+
+@pytest.mark.parametrize(
+    ("image_format", "extension"),
+    [("BMP", "bmp"), ("TIFF", "tif"), ("GIF", "gif"), ("PPM", "ppm"), ("TGA", "tga"), ("JPEG2000", "jp2")],
+)
+def test_formats_that_pillow_reads(image_format: str, extension: str) -> None:
+    found = inspect_image(encode(image_format), extension)
+    assert isinstance(found, ImageInfo)
+    assert (found.width, found.height) == (24, 16)

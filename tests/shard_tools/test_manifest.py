@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shard_tools.errors import UserError
-from shard_tools.manifest import Component, Counts, Manifest, Shard, Split, read_manifest
+from shard_tools.manifest import Component, Counts, Manifest, Shard, Split, open_shards, read_manifest
 
 
 def shard(name: str, samples: int = 3) -> Shard:
@@ -34,13 +34,28 @@ def manifest() -> Manifest:
 
 
 def test_round_trip(manifest: Manifest, tmp_path: Path) -> None:
-    manifest.write(tmp_path)
-    assert read_manifest(tmp_path) == manifest
-    assert read_manifest(tmp_path / "shards.json") == manifest
-    first = (tmp_path / "shards.json").read_bytes()
-    manifest.write(tmp_path)
-    assert (tmp_path / "shards.json").read_bytes() == first
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["shards.json"]
+    (tmp_path / "shards.json").write_text(manifest.text())
+    for read in (read_manifest(tmp_path), read_manifest(tmp_path / "shards.json")):
+        assert read == manifest
+        assert read.text() == manifest.text()
+    for location in (f"{tmp_path}", f"{tmp_path}/", f"{tmp_path}/shards.json", f"file://{tmp_path}"):
+        assert open_shards(location)[1] == manifest
+
+
+def test_backgrounds_that_are_stored_once(manifest: Manifest, tmp_path: Path) -> None:
+    """Their shards are listed and count for the digest; a manifest without them says nothing of them."""
+    assert "backgrounds" not in json.loads(manifest.text())["splits"]["train"]
+    split = manifest.splits["train"].model_copy(update={"backgrounds": (shard("backgrounds-train-000000"),)})
+    shared = manifest.model_copy(update={"splits": {"train": split}})
+    (tmp_path / "shards.json").write_text(shared.text())
+    assert read_manifest(tmp_path) == shared
+    assert shared.digest() != manifest.digest()
+    assert [shard.file for shard in shared.splits["train"].files][-1] == "backgrounds-train-000000.tar"
+
+
+def test_a_digest_stays_what_it_was(manifest: Manifest) -> None:
+    """Runs remember it: another one would refuse to resume them."""
+    assert manifest.digest() == "8fa8e90c6229bfa7b6a950d37abaa5b1142d1de929df1baa6880c3a44f072843"
 
 
 def test_digest_is_of_the_samples_alone(manifest: Manifest) -> None:

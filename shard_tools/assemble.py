@@ -1,0 +1,98 @@
+"""From the records of all shards to the manifest, the last step of a build. Writes no shard and reads no source."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from shard_tools.build_folder import release
+from shard_tools.build_plan import BuildPlan
+from shard_tools.build_report import count_tuples, format_problems, write_report
+from shard_tools.checks import Problem
+from shard_tools.errors import UserError
+from shard_tools.manifest import MANIFEST_NAME, Component, Counts, Manifest, Shard, Split
+from shard_tools.pack import record_name
+from shard_tools.records import ComponentSeen, ShardRecord, find_changed, merge_components
+from shard_tools.storage import Storage
+
+GRAY_COMPONENTS = ("depth", "mask")
+_GRAY_MODES = ("1", "L", "I", "I;16", "I;16B", "unknown")
+
+
+def all_problems(plan: BuildPlan, records: Mapping[str, ShardRecord]) -> tuple[Problem, ...]:
+    """What the scan and the tasks found wrong; a bad background counts with its tuples, not for itself."""
+    tasks = (records[shard.name] for shard in plan.shards if shard.name in records and not shard.backgrounds)
+    return (*plan.problems, *(problem for record in tasks for problem in record.problems))
+
+
+def read_record(out: Storage, name: str) -> ShardRecord | None:
+    """The record of a finished shard, None if there is none that can be read."""
+    try:
+        return ShardRecord.model_validate_json(out.read(record_name(name)))
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def assemble(out: Storage, plan: BuildPlan, records: Mapping[str, ShardRecord]) -> tuple[Manifest, list[str]]:
+    """Write report and manifest, in this order, and remove the state of the build; returns it with notes for the user.
+
+    Raises UserError where the shards do not go together or a split has no tuple; then the state stays as it is.
+    """
+    if changed := find_changed(records.values()):
+        raise UserError(
+            f"background {changed.background} changed while the build ran: {changed.shards[0]} and {changed.shards[1]} "
+            "hold different versions of it; let the source rest and run the same command again, which builds anew "
+            "only the shards whose files changed"
+        )
+    problems = all_problems(plan, records)
+    write_report(out, found=plan.found, check=plan.arguments["check"], problems=problems)
+    manifest = _manifest(plan, records, problems)
+    out.write(MANIFEST_NAME, manifest.text())
+    release(out, plan)
+    return manifest, [*plan.notes, *_mode_notes(merge_components(records.values(), dict(plan.components)))]
+
+
+def _manifest(plan: BuildPlan, records: Mapping[str, ShardRecord], problems: Sequence[Problem]) -> Manifest:
+    splits = {}
+    for name in dict.fromkeys(shard.split for shard in plan.shards):
+        tuples, backgrounds = (_shards(plan, records, name, backgrounds=which) for which in (False, True))
+        if not tuples:
+            raise UserError(f"none of the {name} split's tuples can be packed:\n{format_problems(problems)}")
+        splits[name] = Split(samples=sum(shard.samples for shard in tuples), shards=tuples, backgrounds=backgrounds)
+    seen = merge_components(records.values(), dict(plan.components))
+    left_out = count_tuples(problems)
+    build: dict[str, Any] = {**plan.arguments, "on_bad": "skip" if left_out else "fail", "plan": plan.digest}
+    return Manifest(
+        components=tuple(
+            Component(name=name, extension=extension, mode=",".join(seen[name].modes), size=seen[name].size)
+            for name, extension in plan.components
+        ),
+        splits=splits,
+        counts=Counts(found=plan.found, packed=sum(split.samples for split in splits.values()), left_out=left_out),
+        build=build,
+    )
+
+
+def _shards(plan: BuildPlan, records: Mapping[str, ShardRecord], split: str, *, backgrounds: bool) -> tuple[Shard, ...]:
+    names = (shard.name for shard in plan.shards if shard.split == split and shard.backgrounds == backgrounds)
+    return tuple(shard for name in names if (shard := records[name].shard) is not None)
+
+
+def _mode_notes(seen: Mapping[str, ComponentSeen]) -> list[str]:
+    """What a user would want to know of images that are not all of one kind."""
+    notes = []
+    for name, component in seen.items():
+        modes = dict(component.modes)
+        gray = name in GRAY_COMPONENTS
+        coloured = {mode: found for mode, found in modes.items() if gray and mode not in _GRAY_MODES}
+        for mode, found in coloured.items():
+            notes.append(
+                f"{name}: {found.images:,} of {sum(m.images for m in modes.values()):,} images are {mode} "
+                f"(the first: {found.first}); {name} is read as grey. --check decode refuses those with coloured pixels"
+            )
+        if len(modes) > 1 and not coloured:
+            found_modes = ", ".join(f"{found.images:,} {mode}" for mode, found in modes.items())
+            notes.append(f"{name}: images of several modes: {found_modes}")
+        if component.size is None and "unknown" not in modes:
+            notes.append(f"{name}: images of several sizes; readers scale each to the size of training")
+    return notes

@@ -1,0 +1,94 @@
+"""What came of one shard task, as it is kept until the manifest is written. Never writes a shard."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shard_tools.checks import ImageInfo, Problem
+from shard_tools.manifest import Shard
+
+
+class ModeSeen(BaseModel):
+    """How many images of a component have one colour mode, and the key of the first."""
+
+    model_config = ConfigDict(frozen=True)
+
+    images: int
+    first: str
+
+
+class ComponentSeen(BaseModel):
+    """The images of one component: their colour modes, and (width, height) where all agree, else null."""
+
+    model_config = ConfigDict(frozen=True)
+
+    modes: dict[str, ModeSeen]
+    size: tuple[int, int] | None
+
+
+class ShardRecord(BaseModel):
+    """A finished task: the shard, or none where no tuple was fit to be packed.
+
+    `sources` is a digest of the sizes and times of all files that were read, `backgrounds` has a digest of the content
+    of each background by its key.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    tuples: int = Field(gt=0)
+    shard: Shard | None
+    components: dict[str, ComponentSeen]
+    sources: str
+    backgrounds: dict[str, str]
+    problems: tuple[Problem, ...]
+
+
+class Changed(NamedTuple):
+    """A background that two shards hold in two versions."""
+
+    background: str
+    shards: tuple[str, str]
+
+
+def summarize_images(seen: dict[ImageInfo, ModeSeen]) -> ComponentSeen:
+    """One component of a shard, from how many images had which header."""
+    modes: dict[str, ModeSeen] = {}
+    for info, mode in seen.items():
+        modes[info.mode] = _add(modes[info.mode], mode) if info.mode in modes else mode
+    sizes = {(info.width, info.height) for info in seen}
+    size = sizes.pop() if len(sizes) == 1 else None
+    return ComponentSeen(modes=modes, size=size if size != (0, 0) else None)
+
+
+def merge_components(records: Iterable[ShardRecord], names: Iterable[str]) -> dict[str, ComponentSeen]:
+    """What the components look like over several shards; those that no shard has are left out."""
+    records = [record for record in records if record.components]
+    merged = {}
+    for name in names:
+        seen = [record.components[name] for record in records if name in record.components]
+        if not seen:
+            continue
+        modes: dict[str, ModeSeen] = {}
+        for component in seen:
+            for mode, count in component.modes.items():
+                modes[mode] = _add(modes[mode], count) if mode in modes else count
+        sizes = {component.size for component in seen}
+        merged[name] = ComponentSeen(modes=dict(sorted(modes.items())), size=sizes.pop() if len(sizes) == 1 else None)
+    return merged
+
+
+def find_changed(records: Iterable[ShardRecord]) -> Changed | None:
+    """A background whose content differs between two shards, which are then of two states of the source."""
+    first: dict[str, tuple[str, str]] = {}
+    for record in records:
+        for key, digest in record.backgrounds.items():
+            seen, shard = first.setdefault(key, (digest, record.name))
+            if seen != digest:
+                return Changed(key, (shard, record.name))
+    return None
+
+
+def _add(one: ModeSeen, other: ModeSeen) -> ModeSeen:
+    return ModeSeen(images=one.images + other.images, first=one.first)

@@ -1,0 +1,120 @@
+"""Read the samples of finished shards, one after the other or one by its place. Never decodes an image."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+from shard_tools.errors import UserError
+from shard_tools.index import IndexedSample, parse_index
+from shard_tools.manifest import Manifest, Shard, Split
+from shard_tools.storage import Storage
+
+METADATA = "json"
+
+
+class Sample(NamedTuple):
+    """A tuple as it lies in a shard: the bytes of each component by its name, and the object in its KEY.json."""
+
+    key: str
+    images: dict[str, bytes]
+    metadata: dict[str, Any]
+
+
+class BackgroundLibrary:
+    """The backgrounds of a split that are stored once. Holds where they lie, and the bytes of none."""
+
+    def __init__(self, storage: Storage, split: Split, extension: str) -> None:
+        self._storage = storage
+        self._places: dict[str, tuple[Shard, int, int]] = {}
+        for shard in split.backgrounds:
+            for sample in read_index(storage, shard):
+                for member in sample.members:
+                    if member.extension == extension:
+                        self._places[sample.key] = (shard, member.offset, member.size)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
+
+    def read(self, key: str) -> bytes:
+        """The bytes of the background `key`. Raises UserError if there is none."""
+        if key not in self._places:
+            raise UserError(f"{self._storage.location}: no background {key!r} in the shards of backgrounds")
+        shard, offset, size = self._places[key]
+        with self._storage.reading(shard.file) as file:
+            return _read_at(file, offset, size, self._storage.path(shard.file), key)
+
+
+def read_index(storage: Storage, shard: Shard) -> list[IndexedSample]:
+    """The index of a shard. Raises UserError that names it when it is missing or not the one of the manifest."""
+    path = storage.path(shard.index)
+    try:
+        data = storage.read(shard.index)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or 'no such object'}; copy it again") from None
+    if hashlib.sha256(data).hexdigest() != shard.index_sha256:
+        raise UserError(f"{path}: is not the index that the manifest names (SHA-256 differs); copy it again")
+    samples = parse_index(data.decode(), path)
+    if len(samples) != shard.samples:
+        raise UserError(f"{path}: {len(samples)} samples, but the manifest says {shard.samples}; build again")
+    return samples
+
+
+def read_tuples(storage: Storage, manifest: Manifest, split: str, shard: Shard) -> Iterator[Sample]:
+    """All tuples of one shard of tuples in its order, each with all components, wherever its background is stored.
+
+    Raises UserError that names the shard, and the sample where it is one.
+    """
+    extensions = {component.name: f"{component.name}.{component.extension}" for component in manifest.components}
+    files = manifest.split(split)
+    library = BackgroundLibrary(storage, files, extensions["bg"]) if files.backgrounds else None
+    last: tuple[str, bytes] | None = None
+    path = storage.path(shard.file)
+    try:
+        with storage.reading(shard.file) as file:
+            for sample in read_index(storage, shard):
+                members = read_members(file, sample, path)
+                metadata = _parse_metadata(members.get(METADATA, b"{}"), path, sample.key)
+                images = {name: members[ext] for name, ext in extensions.items() if ext in members}
+                if library is not None:
+                    key = str(metadata.get("bg"))
+                    if last is None or last[0] != key:
+                        last = (key, library.read(key))
+                    images["bg"] = last[1]
+                if len(images) != len(extensions):
+                    missing = ", ".join(name for name in extensions if name not in images)
+                    raise UserError(f"{path}: sample {sample.key!r} has no {missing}; build the shards again")
+                yield Sample(sample.key, images, metadata)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or 'no such object'}; copy it again") from None
+
+
+def read_members(file: BinaryIO, sample: IndexedSample, path: str) -> dict[str, bytes]:
+    """The bytes of all members of a sample by their extension; one read, as they lie side by side.
+
+    `path` is for messages. Raises UserError where the file ends before them.
+    """
+    start = min(member.offset for member in sample.members)
+    stop = max(member.offset + member.size for member in sample.members)
+    data = _read_at(file, start, stop - start, path, sample.key)
+    return {
+        member.extension: data[member.offset - start : member.offset - start + member.size] for member in sample.members
+    }
+
+
+def _read_at(file: BinaryIO, offset: int, size: int, path: str, key: str) -> bytes:
+    file.seek(offset)
+    data = file.read(size)
+    if len(data) != size:
+        raise UserError(f"{path}: ends inside sample {key!r}; copy it again, or build the shards again")
+    return data
+
+
+def _parse_metadata(data: bytes, path: str, key: str) -> dict[str, Any]:
+    try:
+        metadata = json.loads(data)
+    except ValueError:
+        metadata = None
+    if not isinstance(metadata, dict):
+        raise UserError(f"{path}: sample {key!r}: its json is no JSON object; build the shards again")
+    return metadata

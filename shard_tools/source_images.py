@@ -1,0 +1,171 @@
+"""Read, check and, if asked to, re-encode the images of a source. Knows nothing of shards."""
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from shard_tools.checks import ORIENTATIONS, Flaw, ImageInfo, inspect_image
+from shard_tools.encode import Encoding, encode
+from shard_tools.pixels import decode_gray, decode_rgb, gray_channels_differ
+
+Check = Literal["none", "header", "decode"]
+
+BACKGROUND_CACHE_BYTES = 32 * 2**20
+
+UNCHECKED = ImageInfo(0, 0, "unknown")
+"""What is known of an image that was not looked at."""
+
+
+class SourceImage(NamedTuple):
+    """An image as it goes into a shard: its bytes, what its header says, and the state of the file it came from.
+
+    `stamp` is (size in bytes, time of last change in ns); `digest` identifies the file's content, for backgrounds.
+    """
+
+    data: bytes
+    info: ImageInfo
+    stamp: tuple[int, int]
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRules:
+    """How to look at images, and whether to encode them anew (`encoding`, None for their bytes as they are)."""
+
+    check: Check = "header"
+    encoding: Encoding | None = None
+
+
+class SourceImages:
+    """The images of one source. Keeps the backgrounds that were read last, up to BACKGROUND_CACHE_BYTES."""
+
+    def __init__(self, root: str, rules: ImageRules) -> None:
+        self._root = root
+        self._rules = rules
+        self._backgrounds: OrderedDict[str, SourceImage] = OrderedDict()
+        self._bytes = 0
+
+    def load(self, file: str, component: str, extension: str) -> SourceImage | Flaw:
+        """An image of the source, or what is wrong with it. `extension` is that of the file's suffix."""
+        if component == "bg":
+            return self._load_background(file, extension)
+        return self._load(file, component, extension)
+
+    def _load(self, file: str, component: str, extension: str) -> SourceImage | Flaw:
+        try:
+            data, stamp = read_file(path_of(self._root, file))
+        except OSError as error:
+            return Flaw("unreadable", f"cannot be read: {error.strerror}")
+        if stamp is None:
+            return Flaw("changed", "was changed while it was being read")
+        if self._rules.encoding is not None:
+            return self._encoded(data, stamp, component, extension)
+        if self._rules.check == "none":
+            return SourceImage(data, UNCHECKED, stamp, "") if data else Flaw("empty", "empty file (0 bytes)")
+        info = inspect_image(data, extension)
+        if isinstance(info, Flaw):
+            return info
+        if info.orientation != 1:
+            return Flaw("rotated", f"{_ROTATED.format(ORIENTATIONS[info.orientation])}")
+        if self._rules.check == "decode":
+            flaw = _decode(data, component)
+            if flaw is not None:
+                return flaw
+        return SourceImage(data, info, stamp, "")
+
+    def _encoded(self, data: bytes, stamp: tuple[int, int], component: str, extension: str) -> SourceImage | Flaw:
+        encoding = self._rules.encoding
+        assert encoding is not None
+        info = inspect_image(data, extension)
+        if isinstance(info, Flaw):
+            return info
+        try:
+            encoded, stored = encode(data, info, component, extension, encoding)
+        except ValueError as error:
+            return Flaw("damaged", f"cannot be decoded: {error}")
+        return SourceImage(encoded, stored, stamp, "")
+
+    def _load_background(self, file: str, extension: str) -> SourceImage | Flaw:
+        kept = self._backgrounds.get(file)
+        if kept is not None:
+            self._backgrounds.move_to_end(file)
+            return kept
+        fresh = self._load(file, "bg", extension)
+        if isinstance(fresh, Flaw):
+            return fresh
+        fresh = fresh._replace(digest=hashlib.blake2b(fresh.data, digest_size=8).hexdigest())
+        self._backgrounds[file] = fresh
+        self._bytes += len(fresh.data)
+        while self._bytes > BACKGROUND_CACHE_BYTES:
+            _, dropped = self._backgrounds.popitem(last=False)
+            self._bytes -= len(dropped.data)
+        return fresh
+
+    def forget_changed(self) -> None:
+        """Drop the kept backgrounds whose files are not what they were."""
+        for file, image in list(self._backgrounds.items()):
+            if stamp_of(path_of(self._root, file)) != image.stamp:
+                del self._backgrounds[file]
+                self._bytes -= len(image.data)
+
+
+def path_of(root: str, file: str) -> str:
+    """Where a file of a source lies; `file` is relative to `root`, or absolute."""
+    return file if file[0] == "/" else f"{root}/{file}"
+
+
+def read_file(path: str) -> tuple[bytes, tuple[int, int] | None]:
+    """All bytes of a file and its stamp, None if it changed meanwhile. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        before = os.fstat(descriptor)
+        size = before.st_size
+        data = os.read(descriptor, size + 1)
+        if len(data) != size:
+            data = _read_rest(descriptor, data)
+        after = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+    if len(data) != after.st_size or before.st_mtime_ns != after.st_mtime_ns:
+        return data, None
+    return data, (size, after.st_mtime_ns)
+
+
+def stamp_of(path: str) -> tuple[int, int] | None:
+    """Size in bytes and time of last change in ns of a file; None if it cannot be told."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - a Path for each of a million files costs seconds
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _read_rest(descriptor: int, data: bytes) -> bytes:
+    """Read on where one read returned less than all, or more than the file was said to hold."""
+    parts = [data]
+    while parts[-1]:
+        parts.append(os.read(descriptor, 2**20))
+    return b"".join(parts)
+
+
+_ROTATED = (
+    "is {} by its EXIF orientation, which readers of shards do not honour; "
+    "turn the pixels themselves, or pack with --size, which does"
+)
+
+_DECODERS: dict[str, Callable[[bytes], object]] = {
+    "bg": decode_rgb, "fgbg": decode_rgb, "depth": decode_gray, "mask": decode_gray,
+}  # fmt: skip
+
+
+def _decode(data: bytes, component: str) -> Flaw | None:
+    try:
+        _DECODERS[component](data)
+        if component in ("depth", "mask") and gray_channels_differ(data):
+            return Flaw("coloured", f"has coloured pixels, but {component} is read as grey; save it with one channel")
+    except ValueError as error:
+        return Flaw("damaged", f"cannot be decoded: {error}")
+    return None

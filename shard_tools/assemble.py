@@ -47,7 +47,9 @@ def assemble(out: Storage, plan: BuildPlan, records: Mapping[str, ShardRecord]) 
     problems = all_problems(plan, records)
     write_report(out, found=plan.found, check=plan.arguments["check"], problems=problems)
     manifest = _manifest(plan, records, problems)
+    out.settle()
     out.write(MANIFEST_NAME, manifest.text())
+    out.settle()
     release(out, plan)
     return manifest, [*plan.notes, *_mode_notes(merge_components(records.values(), dict(plan.components)))]
 

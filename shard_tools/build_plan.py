@@ -53,7 +53,8 @@ class BuildOptions:
                     "--quality: is for --size, which encodes images anew; else their bytes stay as they are"
                 )
             return ImageRules(check=self.check)
-        return ImageRules(check=self.check, encoding=Encoding(self.size, self.quality or DEFAULT_QUALITY))
+        quality = DEFAULT_QUALITY if self.quality is None else self.quality
+        return ImageRules(check=self.check, encoding=Encoding(self.size, quality))
 
 
 DEFAULT_SHARD_SIZE = 1000

@@ -58,7 +58,6 @@ _EXIF_ORIENTATION = 0x0112
 _EXIF_START = b"Exif\0\0"
 _EXIF_MARKS = {"JPEG": _EXIF_START, "MPO": _EXIF_START, "PNG": b"eXIf", "WEBP": b"EXIF", "TIFF": b""}
 """What a file of each format has in it where it has EXIF data; a TIFF may always have."""
-_EXIF_WITHIN = 2**16
 _JPEG_START = b"\xff\xd8\xff"
 _JPEG_END = b"\xff\xd9"
 _JPEG_MODES = {"Gray": "L", "YCbCr": "RGB", "RGB": "RGB", "CMYK": "CMYK", "YCCK": "CMYK"}
@@ -109,13 +108,25 @@ def _inspect_jpeg(data: bytes) -> ImageInfo | Flaw:
         return _inspect_with_pillow(data, "jpg")
     if not data.endswith(_JPEG_END) and not data.rstrip(b"\0").endswith(_JPEG_END):
         return Flaw("truncated", f"truncated JPEG (no end marker after {len(data):,} bytes)")
-    if data.find(_EXIF_START, 0, _EXIF_WITHIN) >= 0:
+    if _has_exif(data):
         return _inspect_with_pillow(data, "jpg")
     try:
         height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return _inspect_with_pillow(data, "jpg")
     return ImageInfo(width, height, _JPEG_MODES[colour])
+
+
+def _has_exif(data: bytes) -> bool:
+    """Whether one of the application segments at the beginning of a JPEG is EXIF data."""
+    at = 3
+    while (marker := data[at]) & 0xF0 == 0xE0 or marker == 0xFE:  # APPn, or a comment
+        if marker == 0xE1 and data.startswith(_EXIF_START, at + 3):
+            return True
+        at += 2 + (data[at + 1] << 8 | data[at + 2])
+        if at + 2 >= len(data):
+            return False
+    return False
 
 
 def _inspect_with_pillow(data: bytes, extension: str) -> ImageInfo | Flaw:

@@ -23,11 +23,11 @@ def run_on_dask(function: Callable[[Task], Result], tasks: Iterable[Task], addre
     Raises UserError where there is no cluster, or for WITHOUT_WORKERS_SECONDS no worker.
     """
     try:
-        from distributed import FIRST_COMPLETED, Client, wait
+        from distributed import Client, wait
     except ImportError:
         raise UserError("--dask: needs the package distributed; pip install 'dtrain[cluster]'") from None
     try:
-        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+        client = Client(address, timeout=CONNECT_SECONDS)
     except (OSError, ValueError) as error:
         raise UserError(
             f"--dask {address}: no Dask scheduler answers there ({error}); expected an address like tcp://host:8786, "
@@ -54,7 +54,7 @@ def run_on_dask(function: Callable[[Task], Result], tasks: Iterable[Task], addre
                 time.sleep(1)
                 continue
             try:
-                done, pending = wait(pending, timeout=_LOOK_EVERY_SECONDS, return_when=FIRST_COMPLETED)
+                done, pending = wait(pending, timeout=_LOOK_EVERY_SECONDS, return_when="FIRST_COMPLETED")
             except TimeoutError:
                 continue
             for future in done:

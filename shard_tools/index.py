@@ -4,6 +4,7 @@ First line "v1.2 N"; then per sample one line of "extension offset size name" fo
 is that of the member's first data byte in the tar. Names hold no white space.
 """
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,14 +28,19 @@ class IndexedSample(NamedTuple):
     members: tuple[Member, ...]
 
 
-def format_index(samples: list[IndexedSample]) -> str:
+def format_index(samples: Iterable[IndexedSample]) -> str:
     """The text of an index file."""
-    lines = [f"{INDEX_VERSION} {len(samples)}"]
-    lines += [
-        " ".join(f"{m.extension} {m.offset} {m.size} {sample.key}.{m.extension}" for m in sample.members)
-        for sample in samples
-    ]
-    return "\n".join(lines) + "\n"
+    return join_lines([format_sample(sample.key, sample.members) for sample in samples])
+
+
+def format_sample(key: str, members: Iterable[tuple[str, int, int]]) -> str:
+    """The line of one sample; `members` are (extension, offset, size)."""
+    return " ".join([f"{extension} {offset} {size} {key}.{extension}" for extension, offset, size in members])
+
+
+def join_lines(lines: Sequence[str]) -> str:
+    """The text of an index file from the lines of its samples."""
+    return "\n".join((f"{INDEX_VERSION} {len(lines)}", *lines, ""))
 
 
 def parse_index(text: str, path: Path | str) -> list[IndexedSample]:

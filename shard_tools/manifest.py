@@ -174,7 +174,8 @@ def open_shards(location: str) -> tuple[Storage, Manifest]:
 
     Raises UserError as `read_manifest` does.
     """
-    storage = open_storage(location.removesuffix(f"/{MANIFEST_NAME}"))
+    folder = "." if location == MANIFEST_NAME else location.removesuffix(f"/{MANIFEST_NAME}")
+    storage = open_storage(folder)
     return storage, _load(storage, MANIFEST_NAME)
 
 

@@ -11,11 +11,11 @@ from typing import Literal
 from pydantic import ValidationError
 
 from shard_tools.checks import Flaw, ImageInfo, Problem
-from shard_tools.index import IndexedSample, Member, format_index
+from shard_tools.index import format_sample, join_lines
 from shard_tools.layouts import SourceTuple
 from shard_tools.manifest import Shard
-from shard_tools.records import ModeSeen, ShardRecord, summarize_images
-from shard_tools.source_images import ImageRules, SourceImage, SourceImages, path_of, stamp_of
+from shard_tools.records import ComponentSeen, ShardRecord, summarize_images
+from shard_tools.source_images import ImageRules, SourceImage, SourceImages, Stamp, path_of, stamp_of
 from shard_tools.storage import Storage
 from shard_tools.tar import TarWriter
 
@@ -88,8 +88,8 @@ def _write(task: ShardTask) -> ShardRecord:
     try:
         with task.out.writing(shard_name) as file:
             tar = TarWriter(file)
-            samples = list(work.add_all(tar))
-            if not samples or (work.problems and task.on_bad == "fail"):
+            lines = list(work.add_all(tar))
+            if not lines or (work.problems and task.on_bad == "fail"):
                 raise _AbandonedError
             size, digest = tar.finish()
     except _AbandonedError:
@@ -97,11 +97,11 @@ def _write(task: ShardTask) -> ShardRecord:
         task.out.remove(index_name)
         shard = None
     else:
-        index = format_index(samples).encode()
+        index = join_lines(lines).encode()
         task.out.write(index_name, index)
         shard = Shard(
             file=shard_name,
-            samples=len(samples),
+            samples=len(lines),
             bytes=size,
             sha256=digest,
             index=index_name,
@@ -111,7 +111,7 @@ def _write(task: ShardTask) -> ShardRecord:
         name=task.name,
         tuples=len(task.tuples),
         shard=shard,
-        components={name: summarize_images(seen) for name, seen in work.seen.items() if seen},
+        components=work.components(),
         sources=_digest(work.stamps),
         backgrounds=work.backgrounds,
         problems=tuple(work.problems),
@@ -127,64 +127,67 @@ class _Work:
     def __init__(self, task: ShardTask) -> None:
         self._task = task
         self._images = _images_of(task.root, task.rules)
-        self._images.forget_changed()
+        self._images.start_shard()
         self._shares_backgrounds = any(not component.stored for component in task.components)
-        self.seen: dict[str, dict[ImageInfo, ModeSeen]] = {component.name: {} for component in task.components}
-        self.stamps: list[tuple[int, int] | None] = []
+        self._keys: list[str] = []
+        self._infos: list[tuple[ImageInfo, ...]] = []
+        self.stamps: list[Stamp | None] = []
         self.backgrounds: dict[str, str] = {}
         self.problems: list[Problem] = []
 
-    def add_all(self, tar: TarWriter) -> Iterator[IndexedSample]:
-        """Append every good tuple to the archive; all are looked at."""
-        task, stamps = self._task, self.stamps
-        root = str(task.root)
-        components = [(c.name, c.source_extension, f"{c.name}.{c.extension}", c.stored) for c in task.components]
-        counts: list[dict[ImageInfo, int]] = [{} for _ in components]
-        first: list[dict[ImageInfo, str]] = [{} for _ in components]
-        load = self._images.load
+    def add_all(self, tar: TarWriter) -> Iterator[str]:
+        """Append every good tuple to the archive, and yield its line of the index; all are looked at."""
+        task = self._task
+        suffixes = [f"{component.name}.{component.extension}" for component in task.components]
+        stored = [component.stored for component in task.components]
         fails = task.on_bad == "fail"
         for item in task.tuples:
-            images: list[SourceImage] = []
-            for (name, extension, _, _), file in zip(components, item.files, strict=True):
-                image = load(file, name, extension)
-                if isinstance(image, Flaw):
-                    self.problems.append(Problem(item.key, file, *image))
-                    stamps.append(stamp_of(path_of(root, file)))
-                else:
-                    images.append(image)
-                    stamps.append(image.stamp)
-            if len(images) < len(components) or not self._sizes_agree(item, images):
+            images = self._load(item)
+            if images is None or (fails and self.problems):
                 continue
-            self.backgrounds[item.background] = images[0].digest
-            if fails and self.problems:
-                continue
-            members = []
             key = item.key
-            for number, image in enumerate(images):
-                _, _, suffix, stored = components[number]
-                info = image.info
-                counts[number][info] = counts[number].get(info, 0) + 1
-                first[number].setdefault(info, key)
-                if stored:
-                    members.append(Member(suffix, tar.add(f"{key}.{suffix}", image.data), len(image.data)))
+            members = [
+                (suffix, tar.add(f"{key}.{suffix}", image.data), len(image.data))
+                for suffix, image, goes_in in zip(suffixes, images, stored, strict=True)
+                if goes_in
+            ]
             metadata = self._metadata(item)
-            members.append(Member("json", tar.add(f"{key}.json", metadata), len(metadata)))
-            yield IndexedSample(key, tuple(members))
-        for number, (name, _, _, _) in enumerate(components):
-            self.seen[name] = {
-                info: ModeSeen(images=count, first=first[number][info]) for info, count in counts[number].items()
-            }
+            members.append(("json", tar.add(f"{key}.json", metadata), len(metadata)))
+            self._keys.append(key)
+            self._infos.append(tuple([image.info for image in images]))
+            yield format_sample(key, members)
 
-    def _sizes_agree(self, item: SourceTuple, images: list[SourceImage]) -> bool:
-        background = images[0].info
-        agree = True
+    def components(self) -> dict[str, ComponentSeen]:
+        """What the components of the tuples look like that were added."""
+        if not self._infos:
+            return {}
+        names = [component.name for component in self._task.components]
+        columns = zip(*self._infos, strict=True)
+        return {name: summarize_images(column, self._keys) for name, column in zip(names, columns, strict=True)}
+
+    def _load(self, item: SourceTuple) -> list[SourceImage] | None:
+        """The images of a tuple; None where something is wrong with it."""
+        root, load, stamps = str(self._task.root), self._images.load, self.stamps
+        images: list[SourceImage] = []
+        for component, file in zip(self._task.components, item.files, strict=True):
+            image = load(file, component.name, component.source_extension)
+            if isinstance(image, Flaw):
+                self.problems.append(Problem(item.key, file, *image))
+                stamps.append(stamp_of(path_of(root, file)))
+            else:
+                images.append(image)
+                stamps.append(image.stamp)
+        if len(images) < len(item.files):
+            return None
+        width, height, _, _ = images[0].info
         for file, image in zip(item.files, images, strict=True):
             info = image.info
-            if info.width != background.width or info.height != background.height:
-                text = f"{info.width}×{info.height} pixels, but its bg has {background.width}×{background.height}"
+            if info.width != width or info.height != height:
+                text = f"{info.width}×{info.height} pixels, but its bg has {width}×{height}"
                 self.problems.append(Problem(item.key, file, "sizes differ", text))
-                agree = False
-        return agree
+                return None
+        self.backgrounds[item.background] = images[0].digest
+        return images
 
     def _metadata(self, item: SourceTuple) -> bytes:
         """KEY.json: what the layout says, the background where it lies elsewhere, and where the images came from.
@@ -192,9 +195,13 @@ class _Work:
         Paths out of the source's root would say where it lay, and lead nowhere on another machine: they stay out.
         """
         background = f',"bg":"{item.background}"' if self._shares_backgrounds else ""
-        inside = all(file[0] != "/" and ".." not in file for file in item.files)
-        files = f',"files":{json.dumps(item.files)}' if inside else ""
+        paths = "\n".join(item.files)
+        inside = ".." not in paths and "\n/" not in paths and paths[0] != "/"
+        files = f',"files":{_to_json(item.files)}' if inside else ""
         return f"{item.metadata[:-1]}{background}{files}}}".encode()
+
+
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def _finished(task: ShardTask) -> ShardRecord | None:
@@ -211,7 +218,7 @@ def _finished(task: ShardTask) -> ShardRecord | None:
     except (FileNotFoundError, ValidationError):
         return None
     root = str(task.root)
-    stamps: dict[str, tuple[int, int] | None] = {}
+    stamps: dict[str, Stamp | None] = {}
     for item in task.tuples:
         for file in item.files:
             if file not in stamps:
@@ -234,7 +241,7 @@ def _is_whole(out: Storage, shard: Shard) -> bool:
     return True
 
 
-def _digest(stamps: list[tuple[int, int] | None]) -> str:
+def _digest(stamps: list[Stamp | None]) -> str:
     return hashlib.sha256(repr(stamps).encode()).hexdigest()
 
 

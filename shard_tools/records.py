@@ -1,6 +1,7 @@
 """What came of one shard task, as it is kept until the manifest is written. Never writes a shard."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -52,12 +53,14 @@ class Changed(NamedTuple):
     shards: tuple[str, str]
 
 
-def summarize_images(seen: dict[ImageInfo, ModeSeen]) -> ComponentSeen:
-    """One component of a shard, from how many images had which header."""
+def summarize_images(infos: Sequence[ImageInfo], keys: Sequence[str]) -> ComponentSeen:
+    """One component of a shard, from the headers of its images and the keys of their tuples."""
     modes: dict[str, ModeSeen] = {}
-    for info, mode in seen.items():
-        modes[info.mode] = _add(modes[info.mode], mode) if info.mode in modes else mode
-    sizes = {(info.width, info.height) for info in seen}
+    counts = Counter(infos)
+    for info, count in counts.items():
+        seen = ModeSeen(images=count, first=keys[infos.index(info)])
+        modes[info.mode] = _add(modes[info.mode], seen) if info.mode in modes else seen
+    sizes = {(info.width, info.height) for info in counts}
     size = sizes.pop() if len(sizes) == 1 else None
     return ComponentSeen(modes=modes, size=size if size != (0, 0) else None)
 

@@ -2,15 +2,19 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any, BinaryIO, NamedTuple
 
 from shard_tools.errors import UserError
 from shard_tools.index import IndexedSample, parse_index
-from shard_tools.manifest import Manifest, Shard, Split
+from shard_tools.manifest import Manifest, Shard
 from shard_tools.storage import Storage
 
 METADATA = "json"
+BACKGROUND_BYTES = 64 * 2**20
+"""How many bytes of backgrounds that are stored once a process keeps."""
 
 
 class Sample(NamedTuple):
@@ -22,27 +26,52 @@ class Sample(NamedTuple):
 
 
 class BackgroundLibrary:
-    """The backgrounds of a split that are stored once. Holds where they lie, and the bytes of none."""
+    """The backgrounds of a split that are stored once: where each lies, and the bytes of those that were read last."""
 
-    def __init__(self, storage: Storage, split: Split, extension: str) -> None:
+    def __init__(self, storage: Storage, shards: Sequence[Shard], extension: str) -> None:
         self._storage = storage
-        self._places: dict[str, tuple[Shard, int, int]] = {}
-        for shard in split.backgrounds:
+        self._places: dict[str, tuple[Shard, IndexedSample]] = {}
+        self._kept: OrderedDict[str, bytes] = OrderedDict()
+        self._bytes = 0
+        self._extension = extension
+        for shard in shards:
             for sample in read_index(storage, shard):
-                for member in sample.members:
-                    if member.extension == extension:
-                        self._places[sample.key] = (shard, member.offset, member.size)
+                self._places[sample.key] = (shard, sample)
 
     def __contains__(self, key: str) -> bool:
         return key in self._places
 
     def read(self, key: str) -> bytes:
         """The bytes of the background `key`. Raises UserError if there is none."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return self._kept[key]
         if key not in self._places:
             raise UserError(f"{self._storage.location}: no background {key!r} in the shards of backgrounds")
-        shard, offset, size = self._places[key]
+        shard, wanted = self._places[key]
+        # One opening of the shard, which behind a URL is one download, serves its neighbours too.
+        samples = [wanted] if self._storage.is_local else [s for where, s in self._places.values() if where is shard]
+        path = self._storage.path(shard.file)
         with self._storage.reading(shard.file) as file:
-            return _read_at(file, offset, size, self._storage.path(shard.file), key)
+            for sample in samples:
+                self._keep(sample.key, read_members(file, sample, path).get(self._extension, b""))
+            data = read_members(file, wanted, path).get(self._extension)
+        if data is None:
+            raise UserError(f"{path}: background {key!r} has no {self._extension}; build the shards again")
+        return data
+
+    def _keep(self, key: str, data: bytes) -> None:
+        self._kept[key] = data
+        self._bytes += len(data)
+        while self._bytes > BACKGROUND_BYTES:
+            _, dropped = self._kept.popitem(last=False)
+            self._bytes -= len(dropped)
+
+
+@lru_cache(maxsize=2)
+def _library(storage: Storage, shards: tuple[Shard, ...], extension: str) -> BackgroundLibrary:
+    """One for all shards of a split that this process reads."""
+    return BackgroundLibrary(storage, shards, extension)
 
 
 def read_index(storage: Storage, shard: Shard) -> list[IndexedSample]:
@@ -60,27 +89,30 @@ def read_index(storage: Storage, shard: Shard) -> list[IndexedSample]:
     return samples
 
 
-def read_tuples(storage: Storage, manifest: Manifest, split: str, shard: Shard) -> Iterator[Sample]:
-    """All tuples of one shard of tuples in its order, each with all components, wherever its background is stored.
+def read_tuples(
+    storage: Storage,
+    manifest: Manifest,
+    split: str,
+    shard: Shard,
+    chosen: Sequence[IndexedSample] | None = None,
+) -> Iterator[Sample]:
+    """The tuples of one shard of tuples, all in its order or those of its index that are `chosen`.
 
-    Raises UserError that names the shard, and the sample where it is one.
+    Each has all components, wherever its background is stored. Raises UserError that names the shard, and the sample
+    where it is one.
     """
     extensions = {component.name: f"{component.name}.{component.extension}" for component in manifest.components}
-    files = manifest.split(split)
-    library = BackgroundLibrary(storage, files, extensions["bg"]) if files.backgrounds else None
-    last: tuple[str, bytes] | None = None
+    backgrounds = manifest.split(split).backgrounds
     path = storage.path(shard.file)
     try:
+        library = _library(storage, backgrounds, extensions["bg"]) if backgrounds else None
         with storage.reading(shard.file) as file:
-            for sample in read_index(storage, shard):
+            for sample in read_index(storage, shard) if chosen is None else chosen:
                 members = read_members(file, sample, path)
                 metadata = _parse_metadata(members.get(METADATA, b"{}"), path, sample.key)
                 images = {name: members[ext] for name, ext in extensions.items() if ext in members}
                 if library is not None:
-                    key = str(metadata.get("bg"))
-                    if last is None or last[0] != key:
-                        last = (key, library.read(key))
-                    images["bg"] = last[1]
+                    images["bg"] = library.read(str(metadata.get("bg")))
                 if len(images) != len(extensions):
                     missing = ", ".join(name for name in extensions if name not in images)
                     raise UserError(f"{path}: sample {sample.key!r} has no {missing}; build the shards again")

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,20 +15,27 @@ from shard_tools.pixels import decode_gray, decode_rgb, gray_channels_differ
 Check = Literal["none", "header", "decode"]
 
 BACKGROUND_CACHE_BYTES = 32 * 2**20
+_READ_BYTES = 2**16
+_CLOCK_SLACK_NS = 2 * 10**9
+"""How far the clock of a file server may be behind, and how coarse its times may be."""
 
 UNCHECKED = ImageInfo(0, 0, "unknown")
 """What is known of an image that was not looked at."""
 
 
+Stamp = tuple[int, int]
+"""The state of a file: its size in bytes, and the time of its last change in ns."""
+
+
 class SourceImage(NamedTuple):
     """An image as it goes into a shard: its bytes, what its header says, and the state of the file it came from.
 
-    `stamp` is (size in bytes, time of last change in ns); `digest` identifies the file's content, for backgrounds.
+    `digest` identifies the content of a background; others have none.
     """
 
     data: bytes
     info: ImageInfo
-    stamp: tuple[int, int]
+    stamp: Stamp
     digest: str
 
 
@@ -47,6 +55,7 @@ class SourceImages:
         self._rules = rules
         self._backgrounds: OrderedDict[str, SourceImage] = OrderedDict()
         self._bytes = 0
+        self._since = time.time_ns() - _CLOCK_SLACK_NS
 
     def load(self, file: str, component: str, extension: str) -> SourceImage | Flaw:
         """An image of the source, or what is wrong with it. `extension` is that of the file's suffix."""
@@ -56,7 +65,7 @@ class SourceImages:
 
     def _load(self, file: str, component: str, extension: str) -> SourceImage | Flaw:
         try:
-            data, stamp = read_file(path_of(self._root, file))
+            data, stamp = read_file(path_of(self._root, file), self._since)
         except OSError as error:
             return Flaw("unreadable", f"cannot be read: {error.strerror}")
         if stamp is None:
@@ -76,7 +85,7 @@ class SourceImages:
                 return flaw
         return SourceImage(data, info, stamp, "")
 
-    def _encoded(self, data: bytes, stamp: tuple[int, int], component: str, extension: str) -> SourceImage | Flaw:
+    def _encoded(self, data: bytes, stamp: Stamp, component: str, extension: str) -> SourceImage | Flaw:
         encoding = self._rules.encoding
         assert encoding is not None
         info = inspect_image(data, extension)
@@ -104,8 +113,9 @@ class SourceImages:
             self._bytes -= len(dropped.data)
         return fresh
 
-    def forget_changed(self) -> None:
-        """Drop the kept backgrounds whose files are not what they were."""
+    def start_shard(self) -> None:
+        """Drop the kept backgrounds whose files are not what they were; from now on a change of a file is a new one."""
+        self._since = time.time_ns() - _CLOCK_SLACK_NS
         for file, image in list(self._backgrounds.items()):
             if stamp_of(path_of(self._root, file)) != image.stamp:
                 del self._backgrounds[file]
@@ -117,24 +127,31 @@ def path_of(root: str, file: str) -> str:
     return file if file[0] == "/" else f"{root}/{file}"
 
 
-def read_file(path: str) -> tuple[bytes, tuple[int, int] | None]:
-    """All bytes of a file and its stamp, None if it changed meanwhile. Raises OSError."""
+def read_file(path: str, since: int) -> tuple[bytes, Stamp | None]:
+    """All bytes of a file and its stamp, None if it is being changed. Raises OSError.
+
+    A file whose last change is later than `since` (ns since the epoch) is read a second time, to see whether it is
+    still being written.
+    """
+    data, stamp = _read_once(path)
+    if stamp[0] != len(data) or (stamp[1] >= since and _read_once(path) != (data, stamp)):
+        return data, None
+    return data, stamp
+
+
+def _read_once(path: str) -> tuple[bytes, Stamp]:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        before = os.fstat(descriptor)
-        size = before.st_size
-        data = os.read(descriptor, size + 1)
-        if len(data) != size:
+        data = os.read(descriptor, _READ_BYTES)
+        if len(data) == _READ_BYTES:
             data = _read_rest(descriptor, data)
-        after = os.fstat(descriptor)
+        status = os.fstat(descriptor)
     finally:
         os.close(descriptor)
-    if len(data) != after.st_size or before.st_mtime_ns != after.st_mtime_ns:
-        return data, None
-    return data, (size, after.st_mtime_ns)
+    return data, (status.st_size, status.st_mtime_ns)
 
 
-def stamp_of(path: str) -> tuple[int, int] | None:
+def stamp_of(path: str) -> Stamp | None:
     """Size in bytes and time of last change in ns of a file; None if it cannot be told."""
     try:
         status = os.stat(path)  # noqa: PTH116 - a Path for each of a million files costs seconds
@@ -144,7 +161,6 @@ def stamp_of(path: str) -> tuple[int, int] | None:
 
 
 def _read_rest(descriptor: int, data: bytes) -> bytes:
-    """Read on where one read returned less than all, or more than the file was said to hold."""
     parts = [data]
     while parts[-1]:
         parts.append(os.read(descriptor, 2**20))

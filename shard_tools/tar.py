@@ -12,8 +12,6 @@ MAX_MEMBER_BYTES = 8**11 - 1
 
 _NAME = re.compile(r"[!-~]{1,100}")
 _BUFFER_BYTES = 2**20
-_HEADER = struct.Struct("100s 8s 8s 8s 12s 12s 8s c 100s 8s 32s 32s 8s 8s 155s 12x".replace(" ", ""))
-_OCTAL_ZERO = b"0000000"
 _PADDING = [bytes(-size % BLOCK) for size in range(BLOCK)]
 
 
@@ -36,9 +34,8 @@ class TarWriter:
         `name` is 1 to 100 printable ASCII characters without white space, `data` less than 8 GiB; else UserError.
         """
         size = len(data)
-        header = member_header(name, size)
         padding = _PADDING[size % BLOCK]
-        self._pending += (header, data, padding)
+        self._pending += (member_header(name, size), data, padding)
         offset = self._size + BLOCK
         added = BLOCK + size + len(padding)
         self._size += added
@@ -70,27 +67,14 @@ def member_header(name: str, size: int) -> bytes:
         raise UserError(f"{name}: {size:,} bytes; a file in a shard is smaller than 8 GiB")
     name_field = name.encode("ascii")
     size_field = b"%011o" % size
-    return _pack(name_field, size_field, b"%06o\0 " % (_SUM_OF_REST + sum(name_field) + sum(size_field)))
+    checksum = b"%06o\0 " % (_SUM_OF_REST + sum(name_field) + sum(size_field))
+    return _HEADER.pack(name_field, _MODE_AND_OWNER, size_field, _TIME, checksum, _TYPE_TO_END)
 
 
-def _pack(name: bytes, size: bytes, checksum: bytes) -> bytes:
-    return _HEADER.pack(
-        name,
-        b"0000644",
-        _OCTAL_ZERO,  # user
-        _OCTAL_ZERO,  # group
-        size,
-        b"00000000000",  # modification time
-        checksum,
-        b"0",  # a regular file
-        b"",  # link target
-        b"ustar\x0000",
-        b"",  # user name
-        b"",  # group name
-        b"",  # device, major
-        b"",  # device, minor
-        b"",  # prefix of the name
-    )
+_HEADER = struct.Struct("100s24s11s13s8s356s")
+_MODE_AND_OWNER = b"0000644\0" + 2 * b"0000000\0"
+_TIME = b"\0" + b"00000000000\0"
+_TYPE_TO_END = b"0" + bytes(100) + b"ustar\x0000" + bytes(2 * 32 + 2 * 8 + 155 + 12)
+"""A regular file, no link, USTAR, no names of owners, no device, no prefix of the name."""
 
-
-_SUM_OF_REST = sum(_pack(b"", b"", b" " * 8))
+_SUM_OF_REST = sum(_MODE_AND_OWNER + _TIME + _TYPE_TO_END + 8 * b" ")

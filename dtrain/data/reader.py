@@ -1,10 +1,12 @@
 """Bytes of any sample of a split in one `pread`, found through the index beside its shard. Never decodes."""
 
 import hashlib
+import json
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from shard_tools.errors import UserError
 from shard_tools.index import parse_index
 from shard_tools.manifest import Manifest, Shard
 
+BACKGROUND = "bg"
 MAX_OPEN_SHARDS = 2 * 64 + 8
 
 
@@ -26,9 +29,10 @@ class ShardReader:
     def __init__(self, folder: Path, manifest: Manifest, split: str, components: Sequence[str]) -> None:
         """`folder` holds shards.json and the shards; `components` are the ones that `read` returns, in that order."""
         self._folder = folder
-        self._extensions = [f"{name}.{manifest.component(name).extension}" for name in components]
+        self._extensions = {name: f"{name}.{manifest.component(name).extension}" for name in components}
         self._shards = manifest.split(split).shards
-        self._open: OrderedDict[int, _OpenShard] = OrderedDict()
+        self._background_shards = manifest.split(split).backgrounds
+        self._open: OrderedDict[str, _OpenShard] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
@@ -37,19 +41,51 @@ class ShardReader:
         return [shard.samples for shard in self._shards]
 
     def read(self, shard: int, sample: int) -> tuple[str, list[bytes]]:
-        """The key of a sample and the bytes of its components.
+        """The key of a sample and the bytes of its components; its background may lie in a shard of its own.
 
         Raises UserError that names the shard when it is missing, cut short, or not the one of the manifest.
         """
+        opened = self._opened(self._shards[shard], self._members)
+        key, parts = opened.read(sample)
+        if self._background_shards and BACKGROUND in self._extensions:
+            column = list(self._extensions).index(BACKGROUND)
+            parts[column] = self._read_background(parts[column], f"{self.shard_path(shard)}: sample {key!r}")
+        return key, parts
+
+    @cached_property
+    def _members(self) -> list[str]:
+        """The members to read of each tuple; where backgrounds lie elsewhere, its json, which names the background."""
+        if not self._background_shards:
+            return list(self._extensions.values())
+        return ["json" if name == BACKGROUND else extension for name, extension in self._extensions.items()]
+
+    @cached_property
+    def _background_places(self) -> dict[str, tuple[Shard, int]]:
+        """The shard of each background that is stored once, and its number there, by key."""
+        extension = self._extensions[BACKGROUND]
+        return {
+            key: (shard, number)
+            for shard in self._background_shards
+            for number, key in enumerate(_load_index(self._folder / shard.index, shard, [extension])[0])
+        }
+
+    def _read_background(self, metadata: bytes, sample: str) -> bytes:
+        try:
+            shard, number = self._background_places[json.loads(metadata)["bg"]]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{sample}: names no background that the manifest's shards hold; {_WAY_OUT}") from None
+        return self._opened(shard, [self._extensions[BACKGROUND]]).read(number)[1][0]
+
+    def _opened(self, shard: Shard, extensions: Sequence[str]) -> "_OpenShard":
         with self._lock:
-            opened = self._open.get(shard)
+            opened = self._open.get(shard.file)
             if opened is None:
-                opened = self._open[shard] = _OpenShard(self._folder, self._shards[shard], self._extensions)
+                opened = self._open[shard.file] = _OpenShard(self._folder, shard, extensions)
                 if len(self._open) > MAX_OPEN_SHARDS:
                     self._open.popitem(last=False)
             else:
-                self._open.move_to_end(shard)
-        return opened.read(sample)
+                self._open.move_to_end(shard.file)
+        return opened
 
     def shard_path(self, shard: int) -> Path:
         """Where a shard lies, for messages."""

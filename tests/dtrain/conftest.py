@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from PIL import Image
 
 from dtrain.config import Config, load_config
 from shard_tools.build import build
+from shard_tools.build_plan import Backgrounds, BuildOptions
 from shard_tools.manifest import Manifest, read_manifest
+from shard_tools.workers import run_tasks
 
 BACKGROUNDS, PLACEMENTS, SIDE = 4, 10, 48
 
@@ -71,10 +74,18 @@ def make_tree(root: Path, sizes: list[tuple[int, int]], placements: int) -> Path
     return root
 
 
-def pack(root: Path, sizes: list[tuple[int, int]], placements: int, *, shard_size: int = 8) -> Shards:
+def pack(
+    root: Path,
+    sizes: list[tuple[int, int]],
+    placements: int,
+    *,
+    shard_size: int = 8,
+    backgrounds: Backgrounds = "sample",
+) -> Shards:
     """Make a tree and pack it, below `root`."""
     source, folder = make_tree(root / "tree", sizes, placements), root / "shards"
-    build(source, folder, train=None, test=None, shard_size=shard_size, seed=3, on_bad="fail", workers=1)
+    options = BuildOptions(shard_size=shard_size, seed=3, backgrounds=backgrounds)
+    build(source, folder, options, partial(run_tasks, workers=1))
     return Shards(source, folder)
 
 

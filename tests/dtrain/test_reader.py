@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,7 @@ from dtrain.data import reader as reader_module
 from dtrain.data.reader import ShardReader
 from shard_tools.errors import UserError
 
-from .conftest import BACKGROUNDS, PLACEMENTS, Shards
+from .conftest import BACKGROUNDS, PLACEMENTS, Shards, pack
 
 COMPONENTS = ("bg", "fgbg", "depth", "mask")
 
@@ -153,3 +154,37 @@ def test_a_reader_opens_nothing_before_it_is_asked(shards: Shards) -> None:
     reader.read(2, 3)
     reader.read(2, 4)
     assert open_tars(shards.folder) == 1
+
+
+# Backgrounds that are stored once
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shards:
+    return pack(tmp_path_factory.mktemp("shared"), [(24, 16)] * BACKGROUNDS, 5, backgrounds="shared")
+
+
+@pytest.mark.parametrize("components", [COMPONENTS, ("mask", "bg"), ("depth",)])
+def test_a_background_comes_from_its_own_shard(shared: Shards, components: tuple[str, ...]) -> None:
+    for split in ("train", "test"):
+        reader = open_reader(shared, split, components)
+        for place in places(reader):
+            key, parts = reader.read(*place)
+            files = shared.source_files(key)
+            assert parts == [files[COMPONENTS.index(name)].read_bytes() for name in components]
+
+
+def test_the_order_does_not_know_where_backgrounds_lie(shared: Shards, tmp_path: Path) -> None:
+    """The same samples in the same shards: a run would be the same one."""
+    own = pack(tmp_path, [(24, 16)] * BACKGROUNDS, 5)
+    one, other = (open_reader(shards, components=("fgbg",)) for shards in (own, shared))
+    assert one.shard_lengths == other.shard_lengths
+    assert [one.read(*place) for place in places(one)] == [other.read(*place) for place in places(other)]
+
+
+def test_a_missing_shard_of_backgrounds_is_named(shared: Shards, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(shared.folder, tmp_path / "damaged"))
+    (folder / "backgrounds-train-000000.tar").unlink()
+    reader = open_reader(Shards(shared.source, folder), components=("bg",))
+    with pytest.raises(UserError, match=r"backgrounds-train-000000\.tar: cannot be opened: No such file"):
+        reader.read(0, 0)

@@ -16,11 +16,11 @@ Content = dict[str, bytes]
 SPLIT_OPTIONS = ("by", "train", "test", "test_share", "hold_out")
 
 
-def pack(source: Path, out: Path | str, *, part: Part | None = None, shard_size: int | None = 7, **options: Any) -> str:
+def pack(source: Path, out: Path | str, *, part: Part | None = None, **options: Any) -> str:
     """Build with the given options, of the split or of the rest, on one worker and with small shards."""
     rule = SplitRule(**{name: options.pop(name) for name in SPLIT_OPTIONS if name in options})
-    if "shard_bytes" not in options:
-        options["shard_size"] = shard_size
+    if not options.keys() & {"shard_size", "shard_bytes"}:
+        options["shard_size"] = 7
     return build(source, out, BuildOptions(split=rule, **options), partial(run_tasks, workers=1), part)
 
 

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +52,23 @@ def _folder(path: Path) -> None:
     path.mkdir()
 
 
+def _huge(path: Path) -> None:
+    data = bytearray(jpeg(8, 8))
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = (50_000).to_bytes(2, "big") * 2
+    path.write_bytes(data)
+
+
+def _rotated(path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(path).save(path, exif=exif)
+
+
+def _png_named_jpg(path: Path) -> None:
+    Image.open(path).save(path, "PNG")
+
+
 def _dangling(path: Path) -> None:
     path.unlink()
     path.symlink_to("nowhere.jpg")
@@ -63,6 +82,9 @@ BAD = [
     (_other_size, "12×16 pixels, but its bg has 24×16"),
     (_folder, "cannot be read: Is a directory"),
     (_dangling, "cannot be read: No such file or directory"),
+    (_huge, "50000×50000 pixels, more than the limit of 134,217,728"),
+    (_rotated, "is turned by 180° by its EXIF orientation"),
+    (_png_named_jpg, "holds a PNG image, but its name says JPEG"),
 ]
 
 
@@ -176,6 +198,97 @@ def test_a_report_of_problems_goes_with_them(make_tree: MakeTree, tmp_path: Path
     pack(source, out)
     report = json.loads((out / "build_report.json").read_text())
     assert report == {"found": 40, "check": "header", "bad": 0, "kinds": {}, "problems": []}
+
+
+def test_kinds_of_problems_are_counted(make_tree: MakeTree, tmp_path: Path) -> None:
+    source, out = make_tree(), tmp_path / "out"
+    for k in (1, 2, 3):
+        _empty(source / f"bg1/fg_1/mask/{k}.jpg")
+    _truncated(source / "bg1/fg_1/depth/3.jpg")
+    with pytest.raises(UserError) as stopped:
+        pack(source, out)
+    table = [line.split() for line in str(stopped.value).splitlines()[5:8]]
+    assert table == [["problem", "files", "tuples"], ["empty", "3", "3"], ["truncated", "1", "1"]]
+    kinds = json.loads((out / "build_report.json").read_text())["kinds"]
+    assert kinds == {"empty": {"files": 3, "tuples": 3}, "truncated": {"files": 1, "tuples": 1}}
+
+
+AS_NOBODY = """
+import os, sys
+import multiprocessing.synchronize, shard_tools.build, shard_tools.cluster
+from shard_tools.cli import main
+if os.getuid() == 0:  # for root, permissions are no obstacle
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_permissions(make_tree: MakeTree, tmp_path: Path) -> None:
+    """A file, a folder and an OUT that may not be read or written, met by a user who is not root."""
+    source, out = make_tree(), tmp_path / "out"
+    locked = make_tree("locked")
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == os.getuid() and folder != Path("/"):
+            folder.chmod(folder.stat().st_mode | 0o055)
+    out.mkdir()
+    out.chmod(0o777)
+    (source / "bg2/fg_1/mask/3.jpg").chmod(0)
+    (locked / "bg2/fg_1/mask").chmod(0)
+
+    def run(source: Path, out: Path) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", AS_NOBODY, "build", source, out, "--workers", "1"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    try:
+        assert "\n  bg2/fg_1/mask/3.jpg: cannot be read: Permission denied" in run(source, out)
+        assert f"{locked}/bg2/fg_1/mask: cannot be listed: Permission denied" in run(locked, out)
+        (source / "bg2/fg_1/mask/3.jpg").chmod(0o644)
+        assert f"{tmp_path}/mine: cannot be written: Permission denied; OUT has to be" in run(source, tmp_path / "mine")
+    finally:
+        (locked / "bg2/fg_1/mask").chmod(0o755)
+
+
+def test_spaces_and_letters_of_other_scripts(make_tree: MakeTree, tmp_path: Path, shard_tools: ShardTools) -> None:
+    source, out = make_tree("Zimmer für 客人 №1"), tmp_path / "geräumte Räume"
+    done = shard_tools("build", source, out)
+    assert done.returncode == 0, done.stderr
+    assert read_manifest(out).build["source"] == "Zimmer für 客人 №1"
+    assert "already complete" in shard_tools("build", source, out).stdout
+    (source / "bg1/fg_1/mask/1.jpg").write_bytes(b"")
+    failed = shard_tools("build", source, tmp_path / "übrig")
+    assert f"All of them are in {tmp_path}/übrig/build_report.json" in failed.stderr
+
+
+def test_a_disk_that_fills_up(make_tree: MakeTree, tmp_path: Path) -> None:
+    """A real one of 200 kB; with room the same command goes on."""
+    source, disk, out = make_tree(), tmp_path / "disk", tmp_path / "whole"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        with pytest.raises(UserError, match=r"cannot be written: No space left on device; OUT has to be"):
+            pack(source, disk)
+        assert not (disk / "shards.json").exists()
+        assert not list(disk.glob("*.partial"))
+        subprocess.run(["mount", "-o", "remount,size=2m", disk], check=True)
+        assert "shards were there from an interrupted build" in pack(source, disk)
+        pack(source, out)
+        assert content(disk) == content(out)
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_the_command_line_prints_one_message(shard_tools: ShardTools, tmp_path: Path) -> None:

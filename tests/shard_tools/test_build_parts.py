@@ -1,0 +1,141 @@
+"""A build in parts, one after the other or all at once, is the build in one go."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shard_tools.build import Part, merge
+from shard_tools.errors import UserError
+
+from .packing import content, pack
+
+MakeTree = Callable[..., Path]
+
+
+@pytest.mark.parametrize(("count", "options"), [(1, {}), (3, {}), (20, {}), (2, {"backgrounds": "shared"})])
+def test_parts_and_merge_make_the_same_bytes(
+    make_tree: MakeTree, tmp_path: Path, count: int, options: dict[str, str]
+) -> None:
+    source, out, whole = make_tree(), tmp_path / "out", tmp_path / "whole"
+    for number in reversed(range(1, count + 1)):
+        summary = pack(source, out, part=Part(number, count), **options)
+        assert summary.startswith(f"part {number}/{count}: ")
+        assert f"when all {count} parts are there: shard-tools merge {out}" in summary
+        assert not (out / "shards.json").exists()
+    summary = merge(out)
+    assert "train: 30 tuples in 5 shards" in summary
+    pack(source, whole, **options)
+    assert content(out) == content(whole)
+    assert "already complete" in merge(out)
+    assert "already complete" in pack(source, out, part=Part(1, count), **options)
+
+
+def test_parts_run_at_the_same_time(make_tree: MakeTree, tmp_path: Path) -> None:
+    """As the tasks of a Slurm array do."""
+    source, out, whole = make_tree(), tmp_path / "out", tmp_path / "whole"
+    command = [sys.executable, "-m", "shard_tools", "build", source, out, "--shard-size", "2", "--workers", "1"]
+    running = [
+        subprocess.Popen([*command, "--part", f"{number}/3"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for number in (1, 2, 3)
+    ]
+    for process in running:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    merged = subprocess.run([sys.executable, "-m", "shard_tools", "merge", out], check=False, timeout=60)
+    assert merged.returncode == 0
+    pack(source, whole, shard_size=2)
+    assert content(out) == content(whole)
+
+
+def test_merging_too_early_names_what_is_missing(make_tree: MakeTree, tmp_path: Path) -> None:
+    source, out = make_tree(), tmp_path / "out"
+    pack(source, out, part=Part(2, 3))
+    with pytest.raises(UserError, match=r"5 of 7 shards are not there yet: train-000000, train-000002, train-000003"):
+        merge(out)
+    for number in (1, 3):
+        pack(source, out, part=Part(number, 3))
+    (out / "train-000001.tar").unlink()
+    with pytest.raises(UserError, match=r"1 of 7 shards are not there yet: train-000001; run the parts"):
+        merge(out)
+    assert "2 of 2 shards were there" not in pack(source, out, part=Part(2, 3))
+    merge(out)
+
+
+def test_a_whole_build_finishes_parts(make_tree: MakeTree, tmp_path: Path) -> None:
+    source, out = make_tree(), tmp_path / "out"
+    pack(source, out, part=Part(1, 2))
+    assert "4 of 7 shards were there" in pack(source, out)
+
+
+def test_parts_of_other_arguments_are_refused(make_tree: MakeTree, tmp_path: Path) -> None:
+    source, out = make_tree(), tmp_path / "out"
+    pack(source, out, part=Part(1, 2))
+    with pytest.raises(UserError, match=r"holds another build, with seed 0 \(now 1\)"):
+        pack(source, out, part=Part(2, 2), seed=1)
+
+
+def test_a_bad_part_has_a_report_of_its_own(make_tree: MakeTree, tmp_path: Path) -> None:
+    source, out = make_tree(), tmp_path / "out"
+    for path in (source / "bg1/fg_1/mask").iterdir():
+        path.write_bytes(b"")
+    failed = []
+    for number in (1, 2):
+        with pytest.raises(UserError, match="empty file") as stopped:
+            pack(source, out, part=Part(number, 2))
+        assert f"build_report-{number}-of-2.json" in str(stopped.value)
+        failed += json.loads((out / f"build_report-{number}-of-2.json").read_text())["problems"]
+    assert len(failed) == 5
+    with pytest.raises(UserError, match="shards are not there yet"):
+        merge(out)
+    for number in (1, 2):
+        pack(source, out, part=Part(number, 2), on_bad="skip")
+    assert "left out: 5 of 40 tuples" in merge(out)
+
+
+def test_merge_where_there_are_no_parts(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no parts of a build; expected the OUT of `shard-tools build"):
+        merge(tmp_path / "nowhere")
+    (tmp_path / ".build").mkdir()
+    (tmp_path / ".build/plan.json").write_text("{}")
+    with pytest.raises(UserError, match=r"plan\.json: not the plan of a build by this version; remove"):
+        merge(tmp_path)
+
+
+@pytest.mark.parametrize(("number", "count"), [(0, 3), (4, 3), (1, 0)])
+def test_a_part_that_is_none(number: int, count: int) -> None:
+    with pytest.raises(UserError, match=rf"--part {number}/{count}: expected I/N with 1 <= I <= N"):
+        Part(number, count)
+
+
+# A source that changes
+
+
+def test_a_background_that_changes_during_the_build(make_tree: MakeTree, tmp_path: Path) -> None:
+    """Shards of two states of the source never come together; the same command mends it."""
+    source, out, whole = make_tree(), tmp_path / "out", tmp_path / "whole"
+    other = make_tree("other", backgrounds=3)
+    pack(source, out, part=Part(1, 2))
+    shutil.copyfile(other / "bg/bg3.jpg", source / "bg/bg1.jpg")
+    pack(source, out, part=Part(2, 2))
+    with pytest.raises(UserError, match=r"background bg1 changed while the build ran: train-00000\d and train-00000\d"):
+        merge(out)
+    assert not (out / "shards.json").exists()
+    summary = pack(source, out)
+    assert "4 of 7 shards were there from an interrupted build" in summary
+    pack(source, whole)
+    assert content(out) == content(whole)
+
+
+def test_a_file_that_changed_since_its_shard_was_packed(make_tree: MakeTree, tmp_path: Path) -> None:
+    source, out, whole = make_tree(), tmp_path / "out", tmp_path / "whole"
+    pack(source, out, part=Part(1, 1))
+    path = source / "bg4/fg_2/depth/5.jpg"
+    shutil.copyfile(source / "bg4/fg_2/depth/4.jpg", path)
+    assert "6 of 7 shards were there" in pack(source, out)
+    pack(source, whole)
+    assert content(out) == content(whole)

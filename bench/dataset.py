@@ -7,11 +7,20 @@ from pathlib import Path
 FOLDER = Path(__file__).parent / "data"
 
 
-def tree_and_shards(size: int, *, backgrounds: int = 12, foregrounds: int = 6) -> tuple[Path, Path]:
-    """A tree of rooms of side `size` and its shards (12 × 6 × 40 = 2,880 tuples by default); kept between calls."""
+def sample_tree(size: int, *, backgrounds: int = 12, foregrounds: int = 6) -> Path:
+    """A tree of rooms of side `size`, 12 × 6 × 40 = 2,880 tuples by default; kept between calls."""
     tree = FOLDER / f"rooms{size}-{backgrounds}x{foregrounds}"
+    _run("sample", str(tree), "--backgrounds", str(backgrounds), "--foregrounds", str(foregrounds), "--size", str(size))
+    return tree
+
+
+def tree_and_shards(size: int, *, backgrounds: int = 12, foregrounds: int = 6) -> tuple[Path, Path]:
+    """That tree and its shards of 200 tuples."""
+    tree = sample_tree(size, backgrounds=backgrounds, foregrounds=foregrounds)
     shards = tree.with_name(tree.name + "-shards")
-    counts = ["--backgrounds", str(backgrounds), "--foregrounds", str(foregrounds), "--size", str(size)]
-    for command in (["sample", str(tree), *counts], ["build", str(tree), str(shards), "--shard-size", "200"]):
-        subprocess.run([sys.executable, "-m", "shard_tools", *command], check=True, stdout=subprocess.DEVNULL)
+    _run("build", str(tree), str(shards), "--shard-size", "200")
     return tree, shards
+
+
+def _run(*command: str) -> None:
+    subprocess.run([sys.executable, "-m", "shard_tools", *command], check=True, stdout=subprocess.DEVNULL)

@@ -74,4 +74,4 @@ def _by_file(problems: Iterable[Problem]) -> list[tuple[tuple[str, str], list[st
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"([0-9]+)", text)]
+    return [(int(part), "") if part.isascii() and part.isdigit() else (0, part) for part in re.split(r"([0-9]+)", text)]

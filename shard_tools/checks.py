@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import simplejpeg
@@ -58,6 +59,8 @@ _EXIF_ORIENTATION = 0x0112
 _EXIF_START = b"Exif\0\0"
 _EXIF_MARKS = {"JPEG": _EXIF_START, "MPO": _EXIF_START, "PNG": b"eXIf", "WEBP": b"EXIF", "TIFF": b""}
 """What a file of each format has in it where it has EXIF data; a TIFF may always have."""
+_APP1, _SCAN = 0xE1, 0xDA
+_SCAN_START = b"\xff\xda"
 _JPEG_START = b"\xff\xd8\xff"
 _JPEG_END = b"\xff\xd9"
 _JPEG_MODES = {"Gray": "L", "YCbCr": "RGB", "RGB": "RGB", "CMYK": "CMYK", "YCCK": "CMYK"}
@@ -103,6 +106,23 @@ def inspect_image(data: bytes, extension: str) -> ImageInfo | Flaw:
     return info
 
 
+class JpegHeaders:
+    """Inspects JPEGs of one kind. Their headers are mostly equal byte for byte; one like the last is not read again."""
+
+    def __init__(self) -> None:
+        self._header = b""
+        self._info = ImageInfo(0, 0, "")
+
+    def inspect(self, data: bytes) -> ImageInfo | Flaw:
+        """The same as `inspect_image(data, "jpg")`."""
+        if self._header and data.startswith(self._header) and data.endswith(_JPEG_END):
+            return self._info
+        info = inspect_image(data, "jpg")
+        if isinstance(info, ImageInfo):
+            self._header, self._info = data[: _header_end(data)], info
+        return info
+
+
 def _inspect_jpeg(data: bytes) -> ImageInfo | Flaw:
     if not data.startswith(_JPEG_START):
         return _inspect_with_pillow(data, "jpg")
@@ -117,16 +137,23 @@ def _inspect_jpeg(data: bytes) -> ImageInfo | Flaw:
     return ImageInfo(width, height, _JPEG_MODES[colour])
 
 
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, start, end) of the segments of a JPEG, up to the first scan; stops where there is no marker."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != _SCAN:
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        yield data[at + 1], at, end
+        at = end
+
+
+def _header_end(data: bytes) -> int:
+    """Where the first scan of a JPEG begins, behind its marker; 0 where there is none."""
+    end = max((end for _, _, end in _segments(data)), default=2)
+    return end + 2 if data.startswith(_SCAN_START, end) else 0
+
+
 def _has_exif(data: bytes) -> bool:
-    """Whether one of the application segments at the beginning of a JPEG is EXIF data."""
-    at = 3
-    while (marker := data[at]) & 0xF0 == 0xE0 or marker == 0xFE:  # APPn, or a comment
-        if marker == 0xE1 and data.startswith(_EXIF_START, at + 3):
-            return True
-        at += 2 + (data[at + 1] << 8 | data[at + 2])
-        if at + 2 >= len(data):
-            return False
-    return False
+    return any(marker == _APP1 and data.startswith(_EXIF_START, start + 4) for marker, start, _ in _segments(data))
 
 
 def _inspect_with_pillow(data: bytes, extension: str) -> ImageInfo | Flaw:

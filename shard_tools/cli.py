@@ -86,14 +86,22 @@ def _add_compose(commands: Commands) -> None:
         _run_compose,
         summary="place your own foregrounds on your own backgrounds",
         description="Place every foreground (PNG with alpha) and its mirror image at 20 places on every background, "
-        "and write the tree that `build` reads. The depth maps are a STAND-IN, not measured and not estimated: a flat "
-        "ground plane under a fixed horizon, with the object at the depth of the floor it stands on.",
+        "and write the tree that `build` reads. Depth is by default a STAND-IN, not measured and not estimated: a flat "
+        "ground plane under a fixed horizon, with the object at the depth of the floor it stands on. With "
+        "--depth hf:MODEL a model estimates it from each overlay.",
         example=COMPOSE_EXAMPLE,
     )
     command.add_argument("out", type=Path, metavar="OUT", help="folder to write")
     command.add_argument("--backgrounds", type=Path, required=True, metavar="DIR", help="folder of photos")
     command.add_argument("--foregrounds", type=Path, required=True, metavar="DIR", help="folder of PNGs with alpha")
     command.add_argument("--size", type=int, default=256, metavar="S", help="side in pixels (default: %(default)s)")
+    command.add_argument(
+        "--depth",
+        default="stand-in",
+        metavar="stand-in|hf:MODEL",
+        help="a flat ground plane (default), or estimated by a Hugging Face depth model, a name on the hub or a folder "
+        "(needs dtrain[depth]), such as hf:depth-anything/Depth-Anything-V2-Small-hf",
+    )
     _add_workers(command)
 
 
@@ -106,6 +114,7 @@ def _run_compose(arguments: Arguments) -> str:
         foregrounds=arguments.foregrounds,
         size=arguments.size,
         workers=arguments.workers,
+        depth=arguments.depth,
     )
 
 

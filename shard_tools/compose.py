@@ -1,7 +1,7 @@
-"""Make tuples from a user's own photographs, with a flat ground plane as a stand-in for depth.
+"""Make tuples from a user's own photographs, with depth from a model, or a flat ground plane as a stand-in for it.
 
-Reads photographs and refuses those that cannot be used; where objects go is the business of `recipe`, and writing the
-tree that of `tree`.
+Reads photographs and refuses those that cannot be used; where objects go is the business of `recipe`, writing the
+tree that of `tree`, and estimating depth that of `depth_model`.
 """
 
 import hashlib
@@ -15,13 +15,23 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from shard_tools import recipe
+from shard_tools.depth_model import EXAMPLE, load_depth_model
 from shard_tools.errors import UserError
 from shard_tools.tree import Background, check_size, describe, write_tree
 
 MAX_PIXELS = 89_000_000
 """Of one photograph; below the limit at which Pillow warns of decompression bombs."""
 
-DEPTH_KIND = "stand-in: ground plane"
+STAND_IN = "stand-in"
+MODEL_PREFIX = "hf:"
+
+STAND_IN_DEPTH = {
+    "kind": "stand-in: ground plane",
+    "note": (
+        "not measured and not estimated: below the horizon that of a flat floor under a level camera, "
+        "0.12 / (y - horizon), 1 from the far plane on; an object has the depth of the floor it stands on"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -32,25 +42,24 @@ class Source:
     sha256: str
 
 
-def compose(out: Path, *, backgrounds: Path, foregrounds: Path, size: int, workers: int) -> str:
+def compose(out: Path, *, backgrounds: Path, foregrounds: Path, size: int, workers: int, depth: str = STAND_IN) -> str:
     """Place every foreground of a folder on every background of another one, and say what was made.
 
-    `size` is the side of the pictures in pixels. A run that was interrupted is finished by the same call. Raises
-    UserError for a folder or a picture that cannot be used, a bad size, and an `out` that holds something else.
+    `size` is the side of the pictures in pixels. `depth` is "stand-in", or "hf:" and a folder with a depth-estimation
+    model or its name on the Hugging Face hub. A run that was interrupted is finished by the same call. Raises
+    UserError for a folder or a picture that cannot be used, a bad size, a model that is none, and an `out` that holds
+    something else.
     """
     check_size(size)
+    model_name = _model_name(depth)
     background_sources, ignored_backgrounds = find_images(backgrounds, "backgrounds")
     foreground_sources, ignored_foregrounds = find_images(foregrounds, "foregrounds")
     _check_apart(out, backgrounds, foregrounds)
+    model = load_depth_model(model_name) if model_name else None
     metadata = describe(
         size=size,
-        depth={
-            "kind": DEPTH_KIND,
-            "note": (
-                "not measured and not estimated: below the horizon that of a flat floor under a level camera, "
-                "0.12 / (y - horizon), 1 from the far plane on; an object has the depth of the floor it stands on"
-            ),
-        },
+        depth=model.describe() if model else STAND_IN_DEPTH,
+        estimated=model is not None,
         source={
             "made_by": "shard-tools compose",
             "backgrounds": [{"file": source.path.name, "sha256": source.sha256} for source in background_sources],
@@ -63,14 +72,29 @@ def compose(out: Path, *, backgrounds: Path, foregrounds: Path, size: int, worke
         [partial(read_background, source.path, size) for source in background_sources],
         [partial(read_foreground, source.path) for source in foreground_sources],
         workers=workers,
+        estimate=model.estimate if model else None,
     )
-    lines = [done, f"depth is a {DEPTH_KIND}, not measured; masks are the foregrounds' alpha"]
+    origin = f"estimated by {model.name} on {model.device}" if model else f"a {STAND_IN_DEPTH['kind']}"
+    lines = [done, f"depth is {origin}, not measured; masks are the foregrounds' alpha"]
     ignored = ignored_backgrounds + ignored_foregrounds
     if ignored:
         lines.append(f"left out, being no pictures: {', '.join(path.name for path in ignored)}")
     folder = str(out)
     lines.append(f"next: shard-tools build {shlex.quote(folder)} {shlex.quote(folder + '-shards')}")
     return "\n".join(lines)
+
+
+def _model_name(depth: str) -> str | None:
+    """The name of the model that `--depth` means; None for the stand-in."""
+    if depth == STAND_IN:
+        return None
+    name = depth.removeprefix(MODEL_PREFIX)
+    if not name or name == depth:
+        raise UserError(
+            f"--depth {depth}: expected {STAND_IN}, or {MODEL_PREFIX}MODEL with a folder or a name on the Hugging Face "
+            f"hub; for example {MODEL_PREFIX}{EXAMPLE}"
+        )
+    return name
 
 
 def find_images(folder: Path, role: str) -> tuple[list[Source], list[Path]]:

@@ -3,12 +3,12 @@
 import hashlib
 import os
 import time
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from shard_tools.checks import ORIENTATIONS, Flaw, ImageInfo, inspect_image
+from shard_tools.checks import ORIENTATIONS, Flaw, ImageInfo, JpegHeaders, inspect_image
 from shard_tools.encode import Encoding, encode
 from shard_tools.pixels import decode_gray, decode_rgb, gray_channels_differ
 
@@ -53,6 +53,7 @@ class SourceImages:
     def __init__(self, root: str, rules: ImageRules) -> None:
         self._root = root
         self._rules = rules
+        self._headers: defaultdict[str, JpegHeaders] = defaultdict(JpegHeaders)
         self._backgrounds: OrderedDict[str, SourceImage] = OrderedDict()
         self._bytes = 0
         self._since = time.time_ns() - _CLOCK_SLACK_NS
@@ -74,7 +75,7 @@ class SourceImages:
             return self._encoded(data, stamp, component, extension)
         if self._rules.check == "none":
             return SourceImage(data, UNCHECKED, stamp, "") if data else Flaw("empty", "empty file (0 bytes)")
-        info = inspect_image(data, extension)
+        info = self._headers[component].inspect(data) if extension == "jpg" else inspect_image(data, extension)
         if isinstance(info, Flaw):
             return info
         if info.orientation != 1:

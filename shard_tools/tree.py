@@ -4,7 +4,7 @@ The layout: bg/bg1.jpg ..; bg1/fg_1/{overlay,depth,mask}/1.jpg .. 40.jpg; datase
 the tree is. What the pictures show is the business of the callers, `sample` and `compose`.
 
 While a tree is being written, its `.unfinished/` holds the coming dataset.json, which tells whether a later run means
-the same tree, and the prepared backgrounds and foregrounds. A pair is written as bgB/.fg_F.partial/ and renamed.
+the same tree, and the prepared backgrounds and foregrounds.
 """
 
 import json
@@ -13,25 +13,31 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
 from shard_tools import recipe
-from shard_tools.atomic import PARTIAL_SUFFIX, sync_directory, write_atomically
+from shard_tools.atomic import sync_directory, write_atomically
 from shard_tools.errors import UserError
 from shard_tools.progress import Progress
+from shard_tools.tree_pair import (
+    CHROMA_SUBSAMPLING,
+    JPEG_QUALITY,
+    UNFINISHED,
+    Estimator,
+    Pair,
+    encode,
+    scale_foreground,
+    write_pair,
+)
 from shard_tools.workers import run_tasks
 
 METADATA = "dataset.json"
-UNFINISHED = ".unfinished"
-COMPONENTS = ("overlay", "depth", "mask")
-JPEG_QUALITY = 95
-CHROMA_SUBSAMPLING = "420"  # what cameras write; edges are carried by luma, and files are a quarter smaller than 444
 MAX_LISTED_PROBLEMS = 10
 
 
@@ -57,10 +63,16 @@ def check_size(size: int) -> None:
         )
 
 
-def describe(*, size: int, depth: Mapping[str, object], source: Mapping[str, object]) -> dict[str, Any]:
-    """The content of dataset.json: the recipe, `depth` (kind and unit) and `source` (what the pictures came from)."""
+def describe(
+    *, size: int, depth: Mapping[str, object], source: Mapping[str, object], estimated: bool = False
+) -> dict[str, Any]:
+    """The content of dataset.json: the recipe, `depth` (kind and unit) and `source` (what the pictures came from).
+
+    Where depth is `estimated`, the rows in which objects stand have no depth of their own.
+    """
     rows = [
-        {"size": round(side, 4), "base": round(recipe.base_line(side), 4), "depth": round(_row_depth(side), 4)}
+        {"size": round(side, 4), "base": round(recipe.base_line(side), 4)}
+        | ({} if estimated else {"depth": round(recipe.floor_depth(recipe.base_line(side)), 4)})
         for side in recipe.SIZES
     ]
     return {
@@ -88,11 +100,14 @@ def write_tree(
     foregrounds: Sequence[ForegroundMaker],
     *,
     workers: int,
+    estimate: Estimator | None = None,
 ) -> str:
     """Write the tree at `out`, or what is missing of it, and say what was done in a line.
 
     `metadata` identifies the tree: a run goes on with, or has nothing to do for, a tree that says the same, and is
-    refused at any other. Raises UserError for that, for pictures that cannot be made, and if `out` is not writable.
+    refused at any other. With `estimate`, depth is what that makes of the overlays, and this process writes them;
+    without, objects are pasted into the backgrounds' depth by `workers` processes. Raises UserError for another tree,
+    for pictures that cannot be made, and if `out` is not writable.
     """
     tuples = len(backgrounds) * len(foregrounds) * len(recipe.PLACEMENTS)
     what = (
@@ -120,21 +135,17 @@ def write_tree(
                 out.rmdir()
             raise
         _publish_backgrounds(out, len(backgrounds))
-        pairs = [_Pair(out, b + 1, f + 1) for b in range(len(backgrounds)) for f in range(len(foregrounds))]
+        pairs = [Pair(out, b + 1, f + 1) for b in range(len(backgrounds)) for f in range(len(foregrounds))]
         missing = [pair for pair in pairs if not pair.is_whole()]
         found = (len(pairs) - len(missing)) * len(recipe.PLACEMENTS)
         with closing(Progress("tuples", total=tuples, unit="tuples", initial=found)) as shown:
-            for written in run_tasks(_write_pair, missing, workers):
+            for written in run_tasks(partial(write_pair, estimate=estimate), missing, 1 if estimate else workers):
                 shown.advance(written)
         os.sync()  # once for all files, before the file that vouches for them
         (unfinished / METADATA).replace(out / METADATA)
         sync_directory(out)
         shutil.rmtree(unfinished)
     return f"{out} holds {what}" + (f", {found:,} of them from an earlier run" if found else "")
-
-
-def _row_depth(size: float) -> float:
-    return recipe.floor_depth(recipe.base_line(size))
 
 
 @contextmanager
@@ -206,7 +217,7 @@ def _prepare_one(task: _Preparation) -> str | None:
         if task.make_background:
             background = task.make_background()
             np.savez(task.target, image=background.image, depth=recipe.depth_to_bytes(background.depth))
-            task.target.with_suffix(".jpg").write_bytes(_encode(background.image))
+            task.target.with_suffix(".jpg").write_bytes(encode(background.image))
         if task.make_foreground:
             sprites = scale_foreground(task.make_foreground(), task.size)
             np.savez(task.target, *sprites)
@@ -215,84 +226,8 @@ def _prepare_one(task: _Preparation) -> str | None:
     return None
 
 
-def scale_foreground(foreground: Image.Image, image_side: int) -> list[NDArray[np.uint8]]:
-    """The sprites of the four rows, RGBA uint8 (h, w, 4) with straight alpha, resized with premultiplied alpha."""
-    return [
-        np.asarray(foreground.resize(recipe.scaled_size(*foreground.size, size, image_side), Image.Resampling.HAMMING))
-        for size in recipe.SIZES
-    ]
-
-
 def _publish_backgrounds(out: Path, count: int) -> None:
     (out / "bg").mkdir(exist_ok=True)
     for number in range(1, count + 1):
         name = f"bg{number}.jpg"
         (out / UNFINISHED / name).replace(out / "bg" / name)
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """One foreground on one background; numbers start at 1."""
-
-    out: Path
-    background: int
-    foreground: int
-
-    @property
-    def folder(self) -> Path:
-        return self.out / f"bg{self.background}" / f"fg_{self.foreground}"
-
-    @property
-    def partial(self) -> Path:
-        return self.folder.with_name(f".{self.folder.name}{PARTIAL_SUFFIX}")
-
-    def is_whole(self) -> bool:
-        """Has its final name, and no file lost its content with the power."""
-        try:
-            return all(
-                sum(entry.stat().st_size > 0 for entry in os.scandir(self.folder / component)) == len(recipe.PLACEMENTS)
-                for component in COMPONENTS
-            )
-        except FileNotFoundError:
-            return False
-
-
-def _write_pair(pair: _Pair) -> int:
-    """Write the tuples of a pair; returns their number."""
-    with _writing_errors(pair.out):
-        for leftover in (pair.partial, pair.folder):
-            if leftover.exists():
-                shutil.rmtree(leftover)
-        for component in COMPONENTS:
-            (pair.partial / component).mkdir(parents=True)
-        unfinished = pair.out / UNFINISHED
-        with np.load(unfinished / f"bg{pair.background}.npz") as prepared:
-            image, depth = prepared["image"], prepared["depth"]
-        with np.load(unfinished / f"fg_{pair.foreground}.npz") as prepared:
-            sprites = [prepared[f"arr_{row}"] for row in range(len(recipe.SIZES))]
-        for placement in recipe.PLACEMENTS:
-            overlay, mask = place(image, sprites, placement)
-            pictures = (overlay, recipe.paste_depth(depth, mask, placement.base), mask)
-            for component, picture in zip(COMPONENTS, pictures, strict=True):
-                (pair.partial / component / f"{placement.number}.jpg").write_bytes(_encode(picture))
-        pair.partial.rename(pair.folder)
-    return len(recipe.PLACEMENTS)
-
-
-def place(
-    background: NDArray[np.uint8], sprites: Sequence[NDArray[np.uint8]], placement: recipe.Placement
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Overlay, RGB uint8 (S, S, 3), and mask, uint8 (S, S), of one placement of the sprites of `scale_foreground`."""
-    sprite = sprites[placement.row]
-    if placement.mirrored:
-        sprite = sprite[:, ::-1]
-    height, width = sprite.shape[:2]
-    return recipe.paste(background, sprite, recipe.pixel_box(placement, width, height, len(background)))
-
-
-def _encode(picture: NDArray[np.uint8]) -> bytes:
-    if picture.ndim == 2:
-        data = simplejpeg.encode_jpeg(picture[:, :, None], JPEG_QUALITY, "GRAY", "Gray")
-    else:
-        data = simplejpeg.encode_jpeg(picture, JPEG_QUALITY, "RGB", CHROMA_SUBSAMPLING)
-    return bytes(data)

@@ -15,8 +15,12 @@ def choose_layout(source: Path, name: str | None) -> tuple[Layout, str | None]:
 
     Raises UserError where there is no such source, or it looks like none or several.
     """
-    if not source.exists():
-        raise UserError(f"{source}: no such folder; expected {_expected()}")
+    try:
+        there = source.exists()
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read: {error.strerror}") from None
+    if not there:
+        raise UserError(f"{source}: no such folder or table; expected {_expected()}")
     if name is not None:
         return LAYOUTS[name], None
     reasons = {layout: layout.recognise(source) for layout in LAYOUTS.values()}

@@ -15,6 +15,7 @@ from shard_tools.checks import EXTENSIONS, Problem
 from shard_tools.errors import UserError
 from shard_tools.layouts import COMPONENTS, Findings
 from shard_tools.layouts.flat_tuples import FlatTuples, GroupFolder
+from shard_tools.layouts.names import Strays, cannot_list, one_extension, suffix_of, unused_backgrounds
 
 NAME = "flat"
 EXPECTED = "folders fgbg_G, mask_fgbg_G and depth_fgbg_G with files like bgB_R_C_fg_F.jpg, and bg150/bgB.jpg"
@@ -31,20 +32,16 @@ _STEM = re.compile(rf"bg({_NUMBER})_({_NUMBER})_({_NUMBER})_(flip_)?fg_({_NUMBER
 _IMAGES = tuple(
     re.compile(rf"{prefix}(bg{_NUMBER}_{_NUMBER}_{_NUMBER}_(?:flip_)?fg_{_NUMBER})({_SUFFIX})") for prefix in _PREFIXES
 )
-_LITTER = re.compile(r"\..*|(?i:thumbs\.db|desktop\.ini)")
-_SHOWN = 3
 
 
 def recognise(source: Path) -> str | None:
     """Why `source` looks like this layout: it has folders fgbg_G."""
     try:
         with os.scandir(source) as entries:
-            for entry in entries:
-                if _GROUP_FOLDER.fullmatch(entry.name) and entry.is_dir():
-                    return f"it has folders like {entry.name}/"
+            folders = [entry.name for entry in entries if _GROUP_FOLDER.fullmatch(entry.name) and entry.is_dir()]
     except OSError:
-        pass
-    return None
+        return None
+    return f"it has folders like {min(folders, key=lambda name: (len(name), name))}/" if folders else None
 
 
 def scan(source: Path) -> Findings:
@@ -61,7 +58,7 @@ def scan(source: Path) -> Findings:
 class _Scan:
     def __init__(self, source: Path) -> None:
         self._source = source
-        self._strays: list[str] = []
+        self._strays = Strays()
         self._suffix_names = [""]
         self._stems: list[str] = []
         self._numbers = array("q")
@@ -91,12 +88,17 @@ class _Scan:
             digest=tuples.digest(),
             found=len(found),
             problems=tuple(problem for i in np.flatnonzero(~whole).tolist() for problem in _problems(found, i)),
-            notes=self._notes([found.backgrounds[number] for number in unused]),
+            notes=(
+                *unused_backgrounds([found.backgrounds[number] for number in unused]),
+                *self._strays.notes(),
+            ),
         )
 
     def _groups(self, folders: Sequence[str]) -> list[GroupFolder]:
         matches = [(name, _GROUP_FOLDER.fullmatch(name)) for name in folders]
-        self._strays += [f"{name}/" for name, match in matches if match is None and "fgbg" in name]
+        for name, match in matches:
+            if match is None and "fgbg" in name:
+                self._strays.add(f"{name}/")
         groups = {GroupFolder(match[1], match[2], int(match[3])) for _, match in matches if match}
         return sorted(groups, key=lambda group: (group.number, group.name))
 
@@ -117,7 +119,7 @@ class _Scan:
         for name in self._files(folder):
             match = pattern.fullmatch(name)
             if match is None:
-                self._add_stray(folder, name)
+                self._strays.add(f"{folder}/{name}")
                 continue
             stem, suffix = match.groups()
             if suffix not in self._suffix_names:
@@ -140,13 +142,15 @@ class _Scan:
             raise UserError(
                 f"{self._source}: {', '.join(sorted(chosen))} hold backgrounds; keep the folder that is meant"
             )
-        self._strays += [f"{folder}/" for folder in candidates if folder not in chosen]
+        for folder in candidates:
+            if folder not in chosen:
+                self._strays.add(f"{folder}/")
         [folder] = chosen
         images: dict[int, str] = {}
         for name in names[folder]:
             match = _BACKGROUND_IMAGE.fullmatch(name)
             if match is None:
-                self._add_stray(folder, name)
+                self._strays.add(f"{folder}/{name}")
             elif int(match[1]) in images:
                 pair = f"{images[int(match[1])]} and {name}"
                 raise UserError(f"{self._source / folder}: {pair} have the same number; keep one of them")
@@ -182,47 +186,26 @@ class _Scan:
 
     def _extensions(self, tuples: FlatTuples) -> tuple[str, ...]:
         """The extension of each component; UserError where one component comes with several."""
-        backgrounds = {
-            f".{tuples.backgrounds[number].rpartition('.')[2]}" for number in np.unique(tuples.numbers[:, 0]).tolist()
-        }
+        backgrounds = {suffix_of(tuples.backgrounds[number]) for number in np.unique(tuples.numbers[:, 0]).tolist()}
         others = ({self._suffix_names[place] for place in np.unique(column)} for column in tuples.suffixes.T)
         extensions = []
         for component, suffixes in zip(COMPONENTS, (backgrounds, *others), strict=True):
-            kinds = sorted({EXTENSIONS[suffix.lower()] for suffix in suffixes})
-            if len(kinds) > 1:
-                raise UserError(
-                    f"{self._source}: the {component} files are of several formats ({', '.join(kinds)}); "
-                    "a component has one format in all tuples: convert the others"
-                )
-            extensions += kinds
+            extensions.append(one_extension(self._source, component, suffixes))
         return tuple(extensions)
-
-    def _notes(self, unused: Sequence[str]) -> tuple[str, ...]:
-        notes = []
-        if unused:
-            notes.append(f"{len(unused)} background(s) without tuples are not used: {_examples(unused)}")
-        if self._strays:
-            strays = _examples(sorted(self._strays))
-            notes.append(f"{len(self._strays)} name(s) that do not fit the layout are not used: {strays}")
-        return tuple(notes)
-
-    def _add_stray(self, folder: str, name: str) -> None:
-        if not _LITTER.fullmatch(name):
-            self._strays.append(f"{folder}/{name}")
 
     def _folders(self) -> list[str]:
         try:
             with os.scandir(self._source) as entries:
                 return sorted(entry.name for entry in entries if entry.is_dir())
         except OSError as error:
-            raise _cannot_list(self._source, error) from None
+            raise cannot_list(self._source, error) from None
 
     def _files(self, folder: str) -> list[str]:
         """Names in `folder`, sorted, so that messages are the same each time."""
         try:
             return sorted(os.listdir(self._source / folder))  # noqa: PTH208 - a Path for each costs seconds
         except OSError as error:
-            raise _cannot_list(self._source / folder, error) from None
+            raise cannot_list(self._source / folder, error) from None
 
 
 def _problems(found: FlatTuples, i: int) -> list[Problem]:
@@ -230,11 +213,3 @@ def _problems(found: FlatTuples, i: int) -> list[Problem]:
     there = (int(found.numbers[i, 0]) in found.backgrounds, *found.suffixes[i].tolist())
     files = zip(found.files(i), there, strict=True)
     return [Problem(found.key(i), file, "missing", "missing") for file, is_there in files if not is_there]
-
-
-def _examples(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
-
-
-def _cannot_list(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path}: cannot be listed: {error.strerror}")

@@ -69,11 +69,15 @@ class FlatTuples(Sequence[SourceTuple]):
             suffixes[place] for suffixes, place in zip(self._suffixes_by_place, self.suffixes[i].tolist(), strict=True)
         )
         return (
-            f"{self.background_folder}/{self.backgrounds.get(background) or f'bg{background}.jpg'}",
+            f"{self.background_folder}/{self.backgrounds.get(background) or self._missing_background(background)}",
             f"{group}/{stem}{fgbg}",
             f"depth_{group}/depth_{stem}{depth}",
             f"mask_{group}/mask_{stem}{mask}",
         )
+
+    def _missing_background(self, number: int) -> str:
+        other = next(iter(self.backgrounds.values()), ".jpg")
+        return f"bg{number}.{other.rpartition('.')[2]}"
 
     @cached_property
     def _suffixes_by_place(self) -> list[list[str]]:

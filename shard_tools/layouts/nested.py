@@ -6,6 +6,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import overload
@@ -15,6 +16,7 @@ import numpy as np
 from shard_tools.checks import EXTENSIONS, Problem
 from shard_tools.errors import UserError
 from shard_tools.layouts import COMPONENTS, Findings, Groups, SourceTuple
+from shard_tools.layouts.names import Strays, cannot_list, one_extension, suffix_of, unused_backgrounds
 
 NAME = "nested"
 EXPECTED = "a tree with bg/bgB.jpg and bgB/fg_F/{overlay,depth,mask}/K.jpg"
@@ -53,15 +55,19 @@ class _Foreground:
 def recognise(source: Path) -> str | None:
     """Why `source` looks like this layout: it has folders bgB with folders fg_F in them."""
     try:
-        folders = [entry.path for entry in os.scandir(source) if _BACKGROUND_FOLDER.fullmatch(entry.name)]
-        for folder in folders:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if _FOREGROUND_FOLDER.fullmatch(entry.name):
-                        return f"it has folders like {Path(folder).name}/{entry.name}/"
+        folders = [entry.name for entry in os.scandir(source) if _BACKGROUND_FOLDER.fullmatch(entry.name)]
+        for folder in sorted(folders, key=_by_length):
+            with os.scandir(source / folder) as entries:
+                inside = [entry.name for entry in entries if _FOREGROUND_FOLDER.fullmatch(entry.name)]
+            if inside:
+                return f"it has folders like {folder}/{min(inside, key=_by_length)}/"
     except OSError:
         pass
     return None
+
+
+def _by_length(name: str) -> tuple[int, str]:
+    return len(name), name
 
 
 def scan(source: Path) -> Findings:
@@ -81,7 +87,8 @@ class _Scan:
         self._problems: list[Problem] = []
         self._found = 0
         self._shared: dict[_Placements, _Placements] = {}
-        self._listed: dict[frozenset[str], Names] = {}
+        self._listed: dict[frozenset[str], tuple[Names, list[str]]] = {}
+        self._strays = Strays()
 
     def run(self) -> Findings:
         images = self._numbered("bg", _BACKGROUND_IMAGE) if "bg" in self._folders("") else {}
@@ -104,7 +111,7 @@ class _Scan:
             digest=self._digest(),
             found=self._found,
             problems=tuple(self._problems),
-            notes=(_not_used([images[number] for number in unused]),) if unused else (),
+            notes=(*unused_backgrounds([images[number] for number in unused]), *self._strays.notes()),
         )
 
     def _scan_background(self, background: int, folder: str, image: str | None) -> int:
@@ -153,27 +160,18 @@ class _Scan:
 
     def _extensions(self) -> tuple[str, ...]:
         """The extension of each component; UserError where one component comes with several."""
-        suffixes: tuple[set[str], ...] = ({_suffix(folder.background_file) for folder in self._foregrounds},)
+        suffixes: tuple[set[str], ...] = ({suffix_of(folder.background_file) for folder in self._foregrounds},)
         for component in ("overlay", "depth", "mask"):
-            names = {name for placements in self._shared for name in getattr(placements, component)}
-            suffixes += ({_suffix(name) for name in names},)
-        extensions = []
-        for component, found in zip(COMPONENTS, suffixes, strict=True):
-            kinds = sorted({EXTENSIONS[suffix] for suffix in found})
-            if len(kinds) > 1:
-                raise UserError(
-                    f"{self._source}: the {component} files are of several formats ({', '.join(kinds)}); "
-                    "a component has one format in all tuples: convert the others"
-                )
-            extensions += kinds
-        return tuple(extensions)
+            suffixes += ({suffix_of(name) for placements in self._shared for name in getattr(placements, component)},)
+        return tuple(map(partial(one_extension, self._source), COMPONENTS, suffixes))
 
     def _digest(self) -> str:
         """SHA-256 of the names of all complete tuples' files; those that many folders share are hashed once."""
         names = {
             id(placements): hashlib.sha256(
-                "\0".join((*map(str, placements.numbers), *placements.overlay, *placements.depth, *placements.mask))
-                .encode("utf-8", "surrogateescape")
+                "\0".join(
+                    (*map(str, placements.numbers), *placements.overlay, *placements.depth, *placements.mask)
+                ).encode("utf-8", "surrogateescape")
             ).digest()
             for placements in self._shared
         }
@@ -190,33 +188,43 @@ class _Scan:
             with os.scandir(f"{self._source}/{path}") as entries:
                 return {entry.name for entry in entries if entry.is_dir()}
         except OSError as error:
-            raise _cannot_list(self._source / path, error) from None
+            raise cannot_list(self._source / path, error) from None
 
     def _numbered_folders(self, path: str, pattern: re.Pattern[str]) -> Names:
-        return self._by_number(path, pattern, self._folders(path))
+        numbered, strays = self._by_number(path, pattern, self._folders(path))
+        for name in strays if path else ():
+            self._strays.add(f"{path}/{name}/")
+        return numbered
 
     def _numbered(self, path: str, pattern: re.Pattern[str]) -> Names:
         """File names in `path` that are images and match `pattern`, by number; worked out once for equal lists."""
         try:
             names = frozenset(os.listdir(f"{self._source}/{path}"))  # noqa: PTH208 - a Path for each costs seconds
         except OSError as error:
-            raise _cannot_list(self._source / path, error) from None
-        numbered = self._listed.get(names)
-        if numbered is None:
-            numbered = self._listed[names] = self._by_number(path, pattern, names)
+            raise cannot_list(self._source / path, error) from None
+        listed = self._listed.get(names)
+        if listed is None:
+            listed = self._listed[names] = self._by_number(path, pattern, names)
+        numbered, strays = listed
+        for name in strays:
+            self._strays.add(f"{path}/{name}")
         return numbered
 
-    def _by_number(self, path: str, pattern: re.Pattern[str], names: Iterable[str]) -> Names:
+    def _by_number(self, path: str, pattern: re.Pattern[str], names: Iterable[str]) -> tuple[Names, list[str]]:
+        """The names that match by their numbers, and those that do not."""
         numbered: Names = {}
+        strays = []
         for name in names:
             match = pattern.fullmatch(name)
-            if match:
-                number = int(match[1])
-                if number in numbered:
-                    pair = " and ".join(sorted((name, numbered[number])))
-                    raise UserError(f"{self._source / path}: {pair} have the same number; keep one of them")
-                numbered[number] = name
-        return numbered
+            if match is None:
+                strays.append(name)
+                continue
+            number = int(match[1])
+            if number in numbered:
+                pair = " and ".join(sorted((name, numbered[number])))
+                raise UserError(f"{self._source / path}: {pair} have the same number; keep one of them")
+            numbered[number] = name
+        return numbered, strays
 
 
 class _Tuples(Sequence[SourceTuple]):
@@ -260,16 +268,3 @@ class _Tuples(Sequence[SourceTuple]):
             metadata=f'{{"background":{folder.background},"foreground":{folder.foreground},"placement":{number}}}',
             background=f"bg{folder.background}",
         )
-
-
-def _suffix(name: str) -> str:
-    return f".{name.rpartition('.')[2].lower()}"
-
-
-def _not_used(images: list[str]) -> str:
-    shown = ", ".join(images[:3]) + (", …" if len(images) > 3 else "")
-    return f"{len(images)} background(s) without tuples are not used: {shown}"
-
-
-def _cannot_list(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path}: cannot be listed: {error.strerror}")

@@ -81,7 +81,7 @@ def _parquet_rows(path: Path, _: Sequence[str]) -> Iterator[Row]:
     try:
         with parquet.ParquetFile(path) as file:
             _refuse_equal_names(path, file.schema_arrow.names)
-            for batch in file.iter_batches(_BATCH):
+            for batch in file.iter_batches(_BATCH, use_threads=False):
                 for row in batch.to_pylist():
                     yield {name: _as_json(value) for name, value in row.items()}
     except ValueError as error:  # pyarrow's own errors about content are of this kind

@@ -2,10 +2,11 @@
 
 import io
 import json
-import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -215,7 +216,7 @@ def test_kinds_of_problems_are_counted(make_tree: MakeTree, tmp_path: Path) -> N
 
 AS_NOBODY = """
 import os, sys
-import multiprocessing.synchronize, shard_tools.build, shard_tools.cluster
+import multiprocessing.synchronize, shard_tools.build, shard_tools.cluster, shard_tools.workers
 from shard_tools.cli import main
 if os.getuid() == 0:  # for root, permissions are no obstacle
     os.setgroups([])
@@ -225,13 +226,18 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_permissions(make_tree: MakeTree, tmp_path: Path) -> None:
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users may go into, unlike pytest's own."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_permissions(make_tree: MakeTree, open_folder: Path) -> None:
     """A file, a folder and an OUT that may not be read or written, met by a user who is not root."""
-    source, out = make_tree(), tmp_path / "out"
-    locked = make_tree("locked")
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_uid == os.getuid() and folder != Path("/"):
-            folder.chmod(folder.stat().st_mode | 0o055)
+    source, locked = (Path(shutil.copytree(make_tree(), open_folder / name)) for name in ("source", "locked"))
+    out = open_folder / "out"
     out.mkdir()
     out.chmod(0o777)
     (source / "bg2/fg_1/mask/3.jpg").chmod(0)
@@ -249,13 +255,13 @@ def test_permissions(make_tree: MakeTree, tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
         return done.stderr
 
-    try:
-        assert "\n  bg2/fg_1/mask/3.jpg: cannot be read: Permission denied" in run(source, out)
-        assert f"{locked}/bg2/fg_1/mask: cannot be listed: Permission denied" in run(locked, out)
-        (source / "bg2/fg_1/mask/3.jpg").chmod(0o644)
-        assert f"{tmp_path}/mine: cannot be written: Permission denied; OUT has to be" in run(source, tmp_path / "mine")
-    finally:
-        (locked / "bg2/fg_1/mask").chmod(0o755)
+    assert "\n  bg2/fg_1/mask/3.jpg: cannot be read: Permission denied" in run(source, out)
+    assert f"{locked}/bg2/fg_1/mask: cannot be listed: Permission denied" in run(locked, out)
+    (source / "bg2/fg_1/mask/3.jpg").chmod(0o644)
+    mine = open_folder / "mine"
+    mine.mkdir(mode=0o700)
+    assert f"{mine}/shards.json: cannot be " in run(source, mine)
+    (locked / "bg2/fg_1/mask").chmod(0o755)
 
 
 def test_spaces_and_letters_of_other_scripts(make_tree: MakeTree, tmp_path: Path, shard_tools: ShardTools) -> None:
@@ -293,7 +299,7 @@ def test_a_disk_that_fills_up(make_tree: MakeTree, tmp_path: Path) -> None:
 
 def test_the_command_line_prints_one_message(shard_tools: ShardTools, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for source, text in (("nowhere", "no such folder"), ("empty", "no tuples found")):
+    for source, text in (("nowhere", "no such folder or table"), ("empty", "no tuples found")):
         done = shard_tools("build", tmp_path / source, tmp_path / "out")
         assert done.returncode == 1
         assert done.stdout == ""

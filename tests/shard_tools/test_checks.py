@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shard_tools.checks import Flaw, ImageInfo, inspect_image
+from shard_tools.checks import Flaw, ImageInfo, JpegHeaders, inspect_image
 
 
 def encode(image_format: str, mode: str = "RGB", **options: bool) -> bytes:
@@ -96,3 +96,25 @@ def test_formats_that_pillow_reads(image_format: str, extension: str) -> None:
     found = inspect_image(encode(image_format), extension)
     assert isinstance(found, ImageInfo)
     assert (found.width, found.height) == (24, 16)
+
+
+def test_jpegs_in_a_row_are_seen_as_each_alone() -> None:
+    """Whatever came before: a header that is kept must not stand for another one, nor hide a damaged end."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rotated = io.BytesIO()
+    Image.new("RGB", (24, 16)).save(rotated, "JPEG", exif=exif)
+    small = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(small, "JPEG")
+    plain = encode("JPEG")
+    jpegs = [
+        *(plain, plain, plain[:-1], plain + b"\0", plain[:100] + b"\xff\xd9", plain[:300] + b"\xff\xd9"),
+        *(b"", encode("PNG"), encode("JPEG", "L"), encode("JPEG", "CMYK"), encode("JPEG", progressive=True)),
+        *(rotated.getvalue(), small.getvalue(), with_height(plain, 50_000), with_height(plain, 17)),
+    ]
+    order = np.random.default_rng(0).integers(0, len(jpegs), 500).tolist()
+    headers = JpegHeaders()
+    for number in order:
+        expected = inspect_image(jpegs[number], "jpg")
+        assert headers.inspect(jpegs[number]) == expected
+    assert len({inspect_image(data, "jpg") for data in jpegs}) >= 9

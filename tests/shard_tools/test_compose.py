@@ -19,7 +19,7 @@ from shard_tools import compose as compose_module
 from shard_tools.compose import compose, find_images, read_background, read_foreground
 from shard_tools.errors import UserError
 from shard_tools.recipe import PLACEMENTS, pixel_box
-from shard_tools.tree import place, scale_foreground
+from shard_tools.tree_pair import place, scale_foreground
 
 ShardTools = Callable[..., subprocess.CompletedProcess[str]]
 Photos = tuple[Path, Path]

@@ -5,10 +5,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from shard_tools.errors import UserError
-from shard_tools.layouts.nested import scan
+from shard_tools.layouts.nested import recognise, scan
 
 MakeTree = Callable[..., Path]
 
@@ -24,10 +25,79 @@ def test_counts_are_discovered(make_tree: MakeTree, backgrounds: int, foreground
         for k in range(1, placements + 1)
     ]
     assert [item.key for item in findings.tuples] == expected
-    assert findings.per_background == (foregrounds * placements,) * backgrounds
+    assert findings.backgrounds.names == tuple(str(b) for b in range(1, backgrounds + 1))
+    assert np.bincount(findings.backgrounds.codes).tolist() == [foregrounds * placements] * backgrounds
     assert findings.found == len(expected)
     assert findings.problems == ()
     assert findings.notes == ()
+
+
+def test_groups_tell_background_and_foreground_of_each_tuple(make_tree: MakeTree) -> None:
+    source = make_tree(backgrounds=3, foregrounds=2, placements=2)
+    (source / "bg2").rename(source / "bg12")
+    (source / "bg/bg2.jpg").rename(source / "bg/bg12.jpg")
+    findings = scan(source)
+    assert findings.foregrounds is not None
+    assert findings.backgrounds.names == ("1", "3", "12")
+    assert findings.foregrounds.names == ("1", "2")
+    for item, background, foreground in zip(
+        findings.tuples, findings.backgrounds.codes, findings.foregrounds.codes, strict=True
+    ):
+        metadata = json.loads(item.metadata)
+        assert findings.backgrounds.names[background] == str(metadata["background"])
+        assert findings.foregrounds.names[foreground] == str(metadata["foreground"])
+        assert item.background == f"bg{metadata['background']}"
+    assert findings.splits is None
+    assert (findings.layout, findings.root) == ("nested", source)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("bg/bg3.jpg", "bg/bg3.JPG"),
+        ("bg/bg3.jpg", "bg/bg03.jpg"),
+        ("bg2/fg_1/overlay/4.jpg", "bg2/fg_1/overlay/04.jpg"),
+        ("bg2/fg_1/depth/4.jpg", "bg2/fg_1/depth/4.jpeg"),
+        ("bg4/fg_2/mask/5.jpg", "bg4/fg_2/mask/5.JPG"),
+        ("bg4/fg_2/mask", "bg4/fg_2/mask_"),
+        ("bg4/fg_2", "bg4/fg_3"),
+        ("bg4/fg_2", "bg4/fg_02"),
+    ],
+)
+def test_digest_differs_when_a_name_differs(make_tree: MakeTree, old: str, new: str) -> None:
+    source = make_tree()
+    before = scan(source)
+    (source / old).rename(source / new)
+    after = scan(source)
+    assert after.found == before.found
+    assert after.problems == ()
+    assert after.digest != before.digest
+
+
+def test_digest_differs_when_a_tuple_is_gone(make_tree: MakeTree) -> None:
+    source = make_tree()
+    before = scan(source).digest
+    (source / "bg2/fg_1/depth/3.jpg").unlink()
+    assert scan(source).digest != before
+
+
+def test_digest_is_the_same_for_the_same_names(make_tree: MakeTree) -> None:
+    source = make_tree()
+    before = scan(source).digest
+    (source / "bg2/fg_1/depth/3.jpg").write_bytes(b"other bytes")
+    (source / "bg2/fg_1/depth/notes.txt").write_text("")
+    shutil.copytree(source, source.with_name("elsewhere"))
+    assert scan(source).digest == before
+    assert scan(source.with_name("elsewhere")).digest == before
+
+
+def test_a_tree_is_recognised(make_tree: MakeTree, tmp_path: Path) -> None:
+    source = make_tree(backgrounds=1, foregrounds=1)
+    assert recognise(source) == "it has folders like bg1/fg_1/"
+    shutil.rmtree(source / "bg1/fg_1")
+    assert recognise(source) is None
+    assert recognise(source / "bg/bg1.jpg") is None
+    assert recognise(tmp_path / "nowhere") is None
 
 
 @pytest.mark.parametrize("mask_folder", ["mask", "mask_"])
@@ -73,7 +143,10 @@ def test_missing_files_are_problems(make_tree: MakeTree) -> None:
     assert {problem.file for problem in findings.problems[7:]} == {"bg/bg2.jpg"}
     assert findings.found == 30
     assert len(findings.tuples) == 30 - 1 - 5 - 10
-    assert findings.per_background == (4, 10)
+    assert findings.backgrounds.names == ("1", "3")
+    assert np.bincount(findings.backgrounds.codes).tolist() == [4, 10]
+    assert findings.foregrounds is not None
+    assert np.bincount(findings.foregrounds.codes).tolist() == [4 + 5, 5]
 
 
 def test_a_background_without_tuples_is_noted(make_tree: MakeTree) -> None:
@@ -106,5 +179,18 @@ def test_two_formats_of_one_component_are_refused(make_tree: MakeTree) -> None:
 def test_no_folder_and_no_tuples(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere: no such folder; expected a tree with bg/bgB\.jpg"):
         scan(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"no tuples found; expected bg/bgB\.jpg and bgB/fg_F"):
+    with pytest.raises(UserError, match=r"no tuples found; expected a tree with bg/bgB\.jpg and bgB/fg_F"):
         scan(tmp_path)
+
+
+def test_names_that_do_not_fit_are_told(make_tree: MakeTree) -> None:
+    """A mistyped name would else be left out without a word."""
+    source = make_tree()
+    (source / "bg2/fg3").mkdir()
+    (source / "bg1/fg_1/overlay/1 (2).jpg").write_text("")
+    (source / "bg/back5.jpg").write_text("")
+    for litter in (".DS_Store", "Thumbs.db"):
+        (source / "bg1/fg_1/mask" / litter).write_text("")
+    assert scan(source).notes == (
+        "3 name(s) that do not fit the layout are not used: bg/back5.jpg, bg1/fg_1/overlay/1 (2).jpg, bg2/fg3/",
+    )

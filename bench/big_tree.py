@@ -1,4 +1,4 @@
-"""A tree of 400,000 tuples, 1.2 million files, made of hard links to a few thousand real JPEGs: full scale, little disk.
+"""A tree of 400,000 tuples, 1.2 million files, as hard links to a few thousand real JPEGs: full scale, little disk.
 
     shard-tools compose bench/data/real128 --backgrounds photos/bg --foregrounds photos/fg --size 128
     python -m bench.big_tree bench/data/real128 bench/data/tree400k

@@ -1,8 +1,8 @@
 """Tuples per second from loose files to shards: ours, GNU tar, and webdataset's ShardWriter; and our memory.
 
-All pack the same tuples in the same order, page cache warm, from one disk to the same disk, in turns within one run; what
-counts are the ratios. GNU tar makes one archive of the same list of files, without hash, index or fsync. ShardWriter is
-the plain loop of its documentation, on a part of the tuples, as its rate does not depend on their number.
+All pack the same tuples in the same order, page cache warm, from one disk to the same disk, in turns within one run;
+what counts are the ratios. GNU tar makes one archive of the same list of files, without hash, index or fsync.
+ShardWriter is the plain loop of its documentation, on a part of the tuples, as its rate does not depend on their number.
 
     python -m bench.pack --json pack.json
     python -m bench.pack --source photos128 --tuples 400000 --memory --json pack.json
@@ -30,7 +30,7 @@ from shard_tools.layouts.nested import scan
 from shard_tools.manifest import read_manifest
 from shard_tools.permutation import permutation
 
-FOREGROUNDS, PLACEMENTS = 100, 40
+FOREGROUNDS = 100
 SHARD_SIZE = 1000
 SHARDWRITER_TUPLES = 10_000
 MEMORY_TUPLES = (40_000, 400_000)
@@ -146,17 +146,25 @@ def _high_water(pid: int) -> float:
     return max((int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM:")), default=0.0)
 
 
-def tree_of(source: Path, tuples: int) -> Path:
-    """A tree of about so many tuples, linked once and kept beside the data of the other benchmarks."""
-    backgrounds = max(2, round(tuples / (FOREGROUNDS * PLACEMENTS)))
-    tree = FOLDER / f"{source.name}-{backgrounds}x{FOREGROUNDS}"
+def tree_of(source: Path, folder: Path, tuples: int) -> Path:
+    """A tree of about so many tuples below `folder`, linked once and kept."""
+    placements = len(list((source / "bg1" / "fg_1" / "overlay").iterdir()))
+    backgrounds = max(2, round(tuples / (FOREGROUNDS * placements)))
+    tree = folder / f"{source.name}-{backgrounds}x{FOREGROUNDS}"
     make_big_tree(source, tree, backgrounds=backgrounds, foregrounds=FOREGROUNDS)
     return tree
+
+
+def _peaks(source: Path, folder: Path, tuples: int) -> dict[str, float]:
+    return peak_memory(tree_of(source, folder, tuples), folder / "pack-scratch", workers=2)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, help="a nested tree on this disk (default: rendered rooms of 128 px)")
+    parser.add_argument(
+        "--folder", type=Path, default=FOLDER, help="for the tree and what is packed, same disk (default: bench/data)"
+    )
     parser.add_argument("--tuples", type=int, default=100_000, help="to pack (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of all contenders (default: %(default)s)")
     parser.add_argument("--memory", action="store_true", help="also the memory at 40,000 and at 400,000 tuples")
@@ -164,8 +172,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     source = arguments.source or sample_tree(128)
-    tree = tree_of(source, arguments.tuples)
-    scratch = FOLDER / "pack-scratch"
+    tree = tree_of(source, arguments.folder, arguments.tuples)
+    scratch = arguments.folder / "pack-scratch"
     scratch.mkdir(exist_ok=True)
     found = scan(tree).tuples
     order = [found[index] for index in permutation(len(found), "bench").tolist()]
@@ -191,7 +199,7 @@ def main() -> None:
         "ratio_tar": best.tuples / tar.tuples,
     }
     if arguments.memory:
-        memory = {str(count): peak_memory(tree_of(source, count), scratch, workers=2) for count in MEMORY_TUPLES}
+        memory = {str(count): _peaks(source, arguments.folder, count) for count in MEMORY_TUPLES}
         figures["memory"] = memory
         for name, peaks in memory.items():
             print(f"{int(name):>9,} tuples: parent {peaks['parent_mb']:.0f} MB, worker {peaks['worker_mb']:.0f} MB")

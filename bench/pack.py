@@ -2,7 +2,7 @@
 
 All pack the same tuples in the same order, page cache warm, from one disk to the same disk, in turns within one run;
 what counts are the ratios. GNU tar makes one archive of the same list of files, without hash, index or fsync.
-ShardWriter is the plain loop of its documentation, on a part of the tuples, as its rate does not depend on their number.
+ShardWriter is the plain loop of its documentation, on some of the tuples, as its rate does not depend on their number.
 
     python -m bench.pack --json pack.json
     python -m bench.pack --source photos128 --tuples 400000 --memory --json pack.json

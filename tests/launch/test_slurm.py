@@ -1,4 +1,4 @@
-"""train.sbatch: what it decides, with stand-ins for Slurm's commands; and a real preemption on a real small cluster."""
+"""The batch scripts: what train.sbatch decides, with stand-ins for Slurm; and both of them on a real small cluster."""
 
 import json
 import os
@@ -20,6 +20,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "launch" / "slurm" / "train.sbatch"
+PACK_SCRIPT = SCRIPT.with_name("pack.sbatch")
 DEADLINE = 60.0
 
 PACKAGES = {"slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "sbatch": "slurm-wlm", "munged": "munge"}
@@ -176,7 +177,7 @@ def test_outside_of_slurm_it_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck (Debian package shellcheck)")
 def test_shellcheck_has_nothing_to_say() -> None:
-    subprocess.run(["shellcheck", str(SCRIPT)], check=True)
+    subprocess.run(["shellcheck", str(SCRIPT), str(PACK_SCRIPT)], check=True)
 
 
 # A real preemption ----------------------------------------------------------------------------------------------------
@@ -456,3 +457,28 @@ def test_a_job_that_cannot_begin_is_not_requeued(cluster: Cluster, training: Tra
     assert cluster.job(number)["Restarts"] == "0"
     assert "nowhere: no such file" in cluster.output(number)
     assert "could not begin" in cluster.output(number)
+
+
+@pytest.mark.skipif(missing() is not None, reason=str(missing()))
+def test_an_array_packs_what_one_machine_packs(cluster: Cluster, tmp_path: Path) -> None:
+    rooms, shards, whole = (tmp_path / name for name in ("rooms", "shards", "whole"))
+
+    def shard_tools(*command: object) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "shard_tools", *map(str, command)], cwd=ROOT, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+    shard_tools("sample", rooms, "--backgrounds", 4, "--foregrounds", 1, "--size", 32)
+    cluster.submit(
+        *("--array=1-3", "--cpus-per-task=1", str(PACK_SCRIPT), str(rooms), str(shards), "--shard-size", "9"),
+        PYTHON=sys.executable,
+    )
+    said = "when all 3 parts are there: shard-tools merge"
+    wait_until(
+        lambda: sum(said in path.read_text() for path in cluster.folder.glob("job-*.out")) == 3, cluster.describe
+    )
+    shard_tools("merge", shards)
+    shard_tools("build", rooms, whole, "--shard-size", 9)
+    files = {path.name: path.read_bytes() for path in whole.iterdir()}
+    assert {path.name: path.read_bytes() for path in shards.iterdir()} == files, cluster.describe()

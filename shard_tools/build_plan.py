@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -34,7 +34,7 @@ class BuildOptions:
     """
 
     layout: str | None = None
-    split: SplitRule = SplitRule()
+    split: SplitRule = field(default_factory=SplitRule)
     limit: int | None = None
     shard_size: int | None = None
     shard_bytes: int | None = None

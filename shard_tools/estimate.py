@@ -25,12 +25,13 @@ def tuples_per_shard(
     if shard_bytes < 1:
         raise UserError(f"--shard-bytes {shard_bytes}: expected 1 or more")
     images = SourceImages(str(findings.root), rules)
+    loaders = [images.loader(component.name, component.source_extension) for component in components]
     count = len(findings.tuples)
     total = read = 0
     for index in np.unique(np.linspace(0, count - 1, min(SAMPLED_TUPLES, count)).astype(np.int64)).tolist():
         size = METADATA_BYTES
-        for component, file in zip(components, findings.tuples[index].files, strict=True):
-            image = images.load(file, component.name, component.source_extension)
+        for component, load, file in zip(components, loaders, findings.tuples[index].files, strict=True):
+            image = load(file)
             if isinstance(image, Flaw):
                 break
             if component.stored:

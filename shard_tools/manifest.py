@@ -92,7 +92,7 @@ class Component(_Record):
     """
 
     name: str
-    extension: str
+    extension: str = Field(pattern=r"^[a-z0-9]{1,8}$")
     mode: str
     size: tuple[int, int] | None = None
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from shard_tools.tar import TarWriter
 OnBad = Literal["fail", "skip"]
 
 RECORDS = ".build/records"
+NO_FILE: Stamp = (-1, -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,34 +130,29 @@ class _Work:
         self._task = task
         self._images = _images_of(task.root, task.rules)
         self._images.start_shard()
-        self._shares_backgrounds = any(not component.stored for component in task.components)
+        self._loaders = [self._images.loader(part.name, part.source_extension) for part in task.components]
+        self._shares_backgrounds = any(not part.stored for part in task.components)
         self._keys: list[str] = []
         self._infos: list[tuple[ImageInfo, ...]] = []
-        self.stamps: list[Stamp | None] = []
+        self.stamps = array("q")
         self.backgrounds: dict[str, str] = {}
         self.problems: list[Problem] = []
 
     def add_all(self, tar: TarWriter) -> Iterator[str]:
         """Append every good tuple to the archive, and yield its line of the index; all are looked at."""
         task = self._task
-        suffixes = [f"{component.name}.{component.extension}" for component in task.components]
-        stored = [component.stored for component in task.components]
+        extensions = [(n, f"{part.name}.{part.extension}") for n, part in enumerate(task.components) if part.stored]
         fails = task.on_bad == "fail"
         for item in task.tuples:
             images = self._load(item)
             if images is None or (fails and self.problems):
                 continue
             key = item.key
-            members = [
-                (suffix, tar.add(f"{key}.{suffix}", image.data), len(image.data))
-                for suffix, image, goes_in in zip(suffixes, images, stored, strict=True)
-                if goes_in
-            ]
-            metadata = self._metadata(item)
-            members.append(("json", tar.add(f"{key}.json", metadata), len(metadata)))
+            parts = [(extension, images[number].data) for number, extension in extensions]
+            parts.append(("json", self._metadata(item)))
             self._keys.append(key)
             self._infos.append(tuple([image.info for image in images]))
-            yield format_sample(key, members)
+            yield format_sample(key, tar.add_sample(key, parts))
 
     def components(self) -> dict[str, ComponentSeen]:
         """What the components of the tuples look like that were added."""
@@ -167,16 +164,15 @@ class _Work:
 
     def _load(self, item: SourceTuple) -> list[SourceImage] | None:
         """The images of a tuple; None where something is wrong with it."""
-        root, load, stamps = str(self._task.root), self._images.load, self.stamps
         images: list[SourceImage] = []
-        for component, file in zip(self._task.components, item.files, strict=True):
-            image = load(file, component.name, component.source_extension)
+        for load, file in zip(self._loaders, item.files, strict=True):
+            image = load(file)
             if isinstance(image, Flaw):
                 self.problems.append(Problem(item.key, file, *image))
-                stamps.append(stamp_of(path_of(root, file)))
+                self.stamps.extend(stamp_of(path_of(str(self._task.root), file)) or NO_FILE)
             else:
                 images.append(image)
-                stamps.append(image.stamp)
+                self.stamps.extend(image.stamp)
         if len(images) < len(item.files):
             return None
         width, height, _, _ = images[0].info
@@ -217,15 +213,19 @@ def _finished(task: ShardTask) -> ShardRecord | None:
             return None
     except (FileNotFoundError, ValidationError):
         return None
+    return record if _digest(_stamps_now(task)) == record.sources else None
+
+
+def _stamps_now(task: ShardTask) -> "array[int]":
     root = str(task.root)
-    stamps: dict[str, Stamp | None] = {}
+    known: dict[str, Stamp] = {}
+    stamps = array("q")
     for item in task.tuples:
         for file in item.files:
-            if file not in stamps:
-                stamps[file] = stamp_of(path_of(root, file))
-    if _digest([stamps[file] for item in task.tuples for file in item.files]) != record.sources:
-        return None
-    return record
+            if file not in known:
+                known[file] = stamp_of(path_of(root, file)) or NO_FILE
+            stamps.extend(known[file])
+    return stamps
 
 
 def _is_whole(out: Storage, shard: Shard) -> bool:
@@ -241,8 +241,8 @@ def _is_whole(out: Storage, shard: Shard) -> bool:
     return True
 
 
-def _digest(stamps: list[Stamp | None]) -> str:
-    return hashlib.sha256(repr(stamps).encode()).hexdigest()
+def _digest(stamps: "array[int]") -> str:
+    return hashlib.sha256(stamps.tobytes()).hexdigest()
 
 
 _of_thread = threading.local()

@@ -1,7 +1,6 @@
 """Read the samples of finished shards, one after the other or one by its place. Never decodes an image."""
 
 import hashlib
-import json
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -10,9 +9,9 @@ from typing import Any, BinaryIO, NamedTuple
 from shard_tools.errors import UserError
 from shard_tools.index import IndexedSample, parse_index
 from shard_tools.manifest import Manifest, Shard
+from shard_tools.metadata import EXTENSION, parse_metadata
 from shard_tools.storage import Storage
 
-METADATA = "json"
 BACKGROUND_BYTES = 64 * 2**20
 """How many bytes of backgrounds that are stored once a process keeps."""
 
@@ -83,9 +82,15 @@ def read_index(storage: Storage, shard: Shard) -> list[IndexedSample]:
         raise UserError(f"{path}: cannot be read: {error.strerror or 'no such object'}; copy it again") from None
     if hashlib.sha256(data).hexdigest() != shard.index_sha256:
         raise UserError(f"{path}: is not the index that the manifest names (SHA-256 differs); copy it again")
-    samples = parse_index(data.decode(), path)
+    try:
+        samples = parse_index(data.decode(), path)
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is no text; build the shards again") from None
     if len(samples) != shard.samples:
         raise UserError(f"{path}: {len(samples)} samples, but the manifest says {shard.samples}; build again")
+    for sample in samples:
+        if any(member.offset + member.size > shard.bytes for member in sample.members):
+            raise UserError(f"{path}: sample {sample.key!r} lies beyond the end of {shard.file}; build again")
     return samples
 
 
@@ -109,7 +114,10 @@ def read_tuples(
         with storage.reading(shard.file) as file:
             for sample in read_index(storage, shard) if chosen is None else chosen:
                 members = read_members(file, sample, path)
-                metadata = _parse_metadata(members.get(METADATA, b"{}"), path, sample.key)
+                try:
+                    metadata = parse_metadata(members.get(EXTENSION, b"{}"))
+                except ValueError as error:
+                    raise UserError(f"{path}: sample {sample.key!r}: {error}; build the shards again") from None
                 images = {name: members[ext] for name, ext in extensions.items() if ext in members}
                 if library is not None:
                     images["bg"] = library.read(str(metadata.get("bg")))
@@ -140,13 +148,3 @@ def _read_at(file: BinaryIO, offset: int, size: int, path: str, key: str) -> byt
     if len(data) != size:
         raise UserError(f"{path}: ends inside sample {key!r}; copy it again, or build the shards again")
     return data
-
-
-def _parse_metadata(data: bytes, path: str, key: str) -> dict[str, Any]:
-    try:
-        metadata = json.loads(data)
-    except ValueError:
-        metadata = None
-    if not isinstance(metadata, dict):
-        raise UserError(f"{path}: sample {key!r}: its json is no JSON object; build the shards again")
-    return metadata

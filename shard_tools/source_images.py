@@ -3,9 +3,10 @@
 import hashlib
 import os
 import time
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 from shard_tools.checks import ORIENTATIONS, Flaw, ImageInfo, JpegHeaders, inspect_image
@@ -14,6 +15,7 @@ from shard_tools.pixels import decode_gray, decode_rgb, gray_channels_differ
 
 Check = Literal["none", "header", "decode"]
 
+BACKGROUND = "bg"
 BACKGROUND_CACHE_BYTES = 32 * 2**20
 _READ_BYTES = 2**16
 _CLOCK_SLACK_NS = 2 * 10**9
@@ -21,7 +23,6 @@ _CLOCK_SLACK_NS = 2 * 10**9
 
 UNCHECKED = ImageInfo(0, 0, "unknown")
 """What is known of an image that was not looked at."""
-
 
 Stamp = tuple[int, int]
 """The state of a file: its size in bytes, and the time of its last change in ns."""
@@ -36,7 +37,7 @@ class SourceImage(NamedTuple):
     data: bytes
     info: ImageInfo
     stamp: Stamp
-    digest: str
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,63 +48,54 @@ class ImageRules:
     encoding: Encoding | None = None
 
 
+Loader = Callable[[str], SourceImage | Flaw]
+"""Loads a file of one component: the image, or what is wrong with it."""
+
+_Look = Callable[[bytes], tuple[bytes, ImageInfo] | Flaw]
+"""Looks at the bytes of a file: what goes into the shard for them and what its header says, or what is wrong."""
+
+
 class SourceImages:
     """The images of one source. Keeps the backgrounds that were read last, up to BACKGROUND_CACHE_BYTES."""
 
     def __init__(self, root: str, rules: ImageRules) -> None:
         self._root = root
         self._rules = rules
-        self._headers: defaultdict[str, JpegHeaders] = defaultdict(JpegHeaders)
         self._backgrounds: OrderedDict[str, SourceImage] = OrderedDict()
         self._bytes = 0
+        self.start_shard()
+
+    def start_shard(self) -> None:
+        """Drop the kept backgrounds whose files are not what they were; from now on a change of a file is a new one."""
         self._since = time.time_ns() - _CLOCK_SLACK_NS
+        for file, image in list(self._backgrounds.items()):
+            if stamp_of(path_of(self._root, file)) != image.stamp:
+                del self._backgrounds[file]
+                self._bytes -= len(image.data)
 
-    def load(self, file: str, component: str, extension: str) -> SourceImage | Flaw:
-        """An image of the source, or what is wrong with it. `extension` is that of the file's suffix."""
-        if component == "bg":
-            return self._load_background(file, extension)
-        return self._load(file, component, extension)
+    def loader(self, component: str, extension: str) -> Loader:
+        """What loads the files of a component, all of which have suffixes that stand for `extension`."""
+        look = _how_to_look(self._rules, component, extension)
+        root, since = self._root, self._since
 
-    def _load(self, file: str, component: str, extension: str) -> SourceImage | Flaw:
-        try:
-            data, stamp = read_file(path_of(self._root, file), self._since)
-        except OSError as error:
-            return Flaw("unreadable", f"cannot be read: {error.strerror}")
-        if stamp is None:
-            return Flaw("changed", "was changed while it was being read")
-        if self._rules.encoding is not None:
-            return self._encoded(data, stamp, component, extension)
-        if self._rules.check == "none":
-            return SourceImage(data, UNCHECKED, stamp, "") if data else Flaw("empty", "empty file (0 bytes)")
-        info = self._headers[component].inspect(data) if extension == "jpg" else inspect_image(data, extension)
-        if isinstance(info, Flaw):
-            return info
-        if info.orientation != 1:
-            return Flaw("rotated", f"{_ROTATED.format(ORIENTATIONS[info.orientation])}")
-        if self._rules.check == "decode":
-            flaw = _decode(data, component)
-            if flaw is not None:
-                return flaw
-        return SourceImage(data, info, stamp, "")
+        def load(file: str) -> SourceImage | Flaw:
+            try:
+                data, stamp = read_file(path_of(root, file), since)
+            except OSError as error:
+                return Flaw("unreadable", f"cannot be read: {error.strerror}")
+            if stamp is None:
+                return Flaw("changed", "was changed while it was being read")
+            seen = look(data)
+            return seen if isinstance(seen, Flaw) else SourceImage(seen[0], seen[1], stamp)
 
-    def _encoded(self, data: bytes, stamp: Stamp, component: str, extension: str) -> SourceImage | Flaw:
-        encoding = self._rules.encoding
-        assert encoding is not None
-        info = inspect_image(data, extension)
-        if isinstance(info, Flaw):
-            return info
-        try:
-            encoded, stored = encode(data, info, component, extension, encoding)
-        except ValueError as error:
-            return Flaw("damaged", f"cannot be decoded: {error}")
-        return SourceImage(encoded, stored, stamp, "")
+        return partial(self._load_background, load) if component == BACKGROUND else load
 
-    def _load_background(self, file: str, extension: str) -> SourceImage | Flaw:
+    def _load_background(self, load: Loader, file: str) -> SourceImage | Flaw:
         kept = self._backgrounds.get(file)
         if kept is not None:
             self._backgrounds.move_to_end(file)
             return kept
-        fresh = self._load(file, "bg", extension)
+        fresh = load(file)
         if isinstance(fresh, Flaw):
             return fresh
         fresh = fresh._replace(digest=hashlib.blake2b(fresh.data, digest_size=8).hexdigest())
@@ -113,14 +105,6 @@ class SourceImages:
             _, dropped = self._backgrounds.popitem(last=False)
             self._bytes -= len(dropped.data)
         return fresh
-
-    def start_shard(self) -> None:
-        """Drop the kept backgrounds whose files are not what they were; from now on a change of a file is a new one."""
-        self._since = time.time_ns() - _CLOCK_SLACK_NS
-        for file, image in list(self._backgrounds.items()):
-            if stamp_of(path_of(self._root, file)) != image.stamp:
-                del self._backgrounds[file]
-                self._bytes -= len(image.data)
 
 
 def path_of(root: str, file: str) -> str:
@@ -152,6 +136,13 @@ def _read_once(path: str) -> tuple[bytes, Stamp]:
     return data, (status.st_size, status.st_mtime_ns)
 
 
+def _read_rest(descriptor: int, data: bytes) -> bytes:
+    parts = [data]
+    while parts[-1]:
+        parts.append(os.read(descriptor, 2**20))
+    return b"".join(parts)
+
+
 def stamp_of(path: str) -> Stamp | None:
     """Size in bytes and time of last change in ns of a file; None if it cannot be told."""
     try:
@@ -161,11 +152,37 @@ def stamp_of(path: str) -> Stamp | None:
     return status.st_size, status.st_mtime_ns
 
 
-def _read_rest(descriptor: int, data: bytes) -> bytes:
-    parts = [data]
-    while parts[-1]:
-        parts.append(os.read(descriptor, 2**20))
-    return b"".join(parts)
+def _how_to_look(rules: ImageRules, component: str, extension: str) -> _Look:
+    inspect = JpegHeaders().inspect if extension == "jpg" else partial(inspect_image, extension=extension)
+
+    def at_nothing(data: bytes) -> tuple[bytes, ImageInfo] | Flaw:
+        return (data, UNCHECKED) if data else Flaw("empty", "empty file (0 bytes)")
+
+    def at_header(data: bytes) -> tuple[bytes, ImageInfo] | Flaw:
+        info = inspect(data)
+        if isinstance(info, Flaw):
+            return info
+        if info.orientation != 1:
+            return Flaw("rotated", _ROTATED.format(ORIENTATIONS[info.orientation]))
+        return data, info
+
+    def at_pixels(data: bytes) -> tuple[bytes, ImageInfo] | Flaw:
+        seen = at_header(data)
+        return seen if isinstance(seen, Flaw) else _decode(data, component) or seen
+
+    def and_encode(data: bytes) -> tuple[bytes, ImageInfo] | Flaw:
+        assert rules.encoding is not None
+        info = inspect(data)
+        if isinstance(info, Flaw):
+            return info
+        try:
+            return encode(data, info, component, extension, rules.encoding)
+        except ValueError as error:
+            return Flaw("damaged", f"cannot be decoded: {error}")
+
+    if rules.encoding is not None:
+        return and_encode
+    return {"none": at_nothing, "header": at_header, "decode": at_pixels}[rules.check]
 
 
 _ROTATED = (

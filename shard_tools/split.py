@@ -102,8 +102,8 @@ def split_by_index(backgrounds: Groups, *, train: int | None, test: int | None) 
     if both := np.intersect1d(backgrounds.codes[:train], backgrounds.codes[train : train + test]).tolist():
         names = _shorten([backgrounds.names[code] for code in both], 3)
         notes.append(
-            f"the cut after {train:,} tuples leaves {len(both):,} background(s) both in training and in the test split: "
-            f"{names}"
+            f"the cut after {train:,} tuples leaves {len(both):,} background(s) both in training and in the test "
+            f"split: {names}"
         )
     return _plan("index", {"train": np.arange(train), "test": np.arange(train, train + test)}, notes)
 

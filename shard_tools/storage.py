@@ -73,10 +73,16 @@ class Storage(Protocol):
 class _FlushedEarly(io.FileIO):
     """A file whose bytes start on their way to the disk as they are written, so that fsync finds little left to do."""
 
+    _STEP = 8 * 2**20
+    _told = 0
+
     def write(self, data: Any) -> int:
         written = super().write(data)
-        if hasattr(os, "posix_fadvise"):  # Linux; this advice begins to write what is dirty in the range
-            os.posix_fadvise(self.fileno(), self.tell() - written, written, os.POSIX_FADV_DONTNEED)
+        end = self.tell()
+        if end - self._told >= self._STEP and hasattr(os, "posix_fadvise"):
+            # On Linux, this advice begins to write what is dirty in the range.
+            os.posix_fadvise(self.fileno(), self._told, end - self._told, os.POSIX_FADV_DONTNEED)
+            self._told = end
         return written
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import struct
+from collections.abc import Iterable
 from typing import BinaryIO
 
 from shard_tools.errors import UserError
@@ -43,6 +44,13 @@ class TarWriter:
         if self._pending_bytes >= _BUFFER_BYTES:
             self._flush()
         return offset
+
+    def add_sample(self, key: str, parts: Iterable[tuple[str, bytes]]) -> list[tuple[str, int, int]]:
+        """Append a file KEY.EXTENSION for each (extension, data); returns (extension, offset, size) for each.
+
+        Names and data are as `add` wants them.
+        """
+        return [(extension, self.add(f"{key}.{extension}", data), len(data)) for extension, data in parts]
 
     def finish(self) -> tuple[int, str]:
         """Write the end of the archive; returns its size in bytes and its SHA-256 as hexadecimal text."""

@@ -1,6 +1,7 @@
 """The command `shard-tools`: arguments in, messages out; the work is done by the modules that `commands` calls."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -39,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; the exit status is 0 when all is done, 1 for a user's mistake, 130 for Ctrl-C."""
     arguments = build_parser().parse_args(argv)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no linear algebra here, so none of its threads in any worker
     try:
         said = arguments.run(arguments)
     except UserError as error:

@@ -2,11 +2,10 @@
 
 import numpy as np
 
-from shard_tools.checks import Flaw
 from shard_tools.errors import UserError
 from shard_tools.layouts import Findings
 from shard_tools.pack import StoredComponent
-from shard_tools.source_images import ImageRules, SourceImages
+from shard_tools.source_images import BadImageError, ImageRules, SourceImages
 from shard_tools.tar import BLOCK
 
 SAMPLED_TUPLES = 256
@@ -24,15 +23,16 @@ def tuples_per_shard(
     """
     if shard_bytes < 1:
         raise UserError(f"--shard-bytes {shard_bytes}: expected 1 or more")
-    images = SourceImages(str(findings.root), rules)
+    images = SourceImages(findings.root, rules)
     loaders = [images.loader(component.name, component.source_extension) for component in components]
     count = len(findings.tuples)
     total = read = 0
     for index in np.unique(np.linspace(0, count - 1, min(SAMPLED_TUPLES, count)).astype(np.int64)).tolist():
         size = METADATA_BYTES
         for component, load, file in zip(components, loaders, findings.tuples[index].files, strict=True):
-            image = load(file)
-            if isinstance(image, Flaw):
+            try:
+                image = load(file)
+            except BadImageError:
                 break
             if component.stored:
                 size += BLOCK + len(image.data) + -len(image.data) % BLOCK

@@ -6,24 +6,24 @@ import threading
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 from pydantic import ValidationError
 
-from shard_tools.checks import Flaw, ImageInfo, Problem
+from shard_tools.checks import ImageInfo, Problem
 from shard_tools.index import format_sample, join_lines
 from shard_tools.layouts import SourceTuple
 from shard_tools.manifest import Shard
 from shard_tools.records import ComponentSeen, ShardRecord, summarize_images
-from shard_tools.source_images import ImageRules, SourceImage, SourceImages, Stamp, path_of, stamp_of
+from shard_tools.source_images import BadImageError, ImageRules, SourceFolder, SourceImage, SourceImages, Stamp
 from shard_tools.storage import Storage
 from shard_tools.tar import TarWriter
 
 OnBad = Literal["fail", "skip"]
 
 RECORDS = ".build/records"
-NO_FILE: Stamp = (-1, -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,25 +134,27 @@ class _Work:
         self._shares_backgrounds = any(not part.stored for part in task.components)
         self._keys: list[str] = []
         self._infos: list[tuple[ImageInfo, ...]] = []
-        self.stamps = array("q")
+        self._agreeing: tuple[ImageInfo, ...] = ()
+        self.stamps: list[Stamp] = []
         self.backgrounds: dict[str, str] = {}
         self.problems: list[Problem] = []
 
     def add_all(self, tar: TarWriter) -> Iterator[str]:
         """Append every good tuple to the archive, and yield its line of the index; all are looked at."""
         task = self._task
-        extensions = [(n, f"{part.name}.{part.extension}") for n, part in enumerate(task.components) if part.stored]
+        stored = [
+            (number, f"{part.name}.{part.extension}") for number, part in enumerate(task.components) if part.stored
+        ]
         fails = task.on_bad == "fail"
         for item in task.tuples:
             images = self._load(item)
             if images is None or (fails and self.problems):
                 continue
-            key = item.key
-            parts = [(extension, images[number].data) for number, extension in extensions]
+            parts = [(extension, images[number].data) for number, extension in stored]
             parts.append(("json", self._metadata(item)))
-            self._keys.append(key)
-            self._infos.append(tuple([image.info for image in images]))
-            yield format_sample(key, tar.add_sample(key, parts))
+            self._keys.append(item.key)
+            self._infos.append(self._agreeing)
+            yield format_sample(item.key, tar.add_sample(item.key, parts))
 
     def components(self) -> dict[str, ComponentSeen]:
         """What the components of the tuples look like that were added."""
@@ -164,26 +166,36 @@ class _Work:
 
     def _load(self, item: SourceTuple) -> list[SourceImage] | None:
         """The images of a tuple; None where something is wrong with it."""
-        images: list[SourceImage] = []
-        for load, file in zip(self._loaders, item.files, strict=True):
-            image = load(file)
-            if isinstance(image, Flaw):
-                self.problems.append(Problem(item.key, file, *image))
-                self.stamps.extend(stamp_of(path_of(str(self._task.root), file)) or NO_FILE)
-            else:
-                images.append(image)
-                self.stamps.extend(image.stamp)
-        if len(images) < len(item.files):
+        try:
+            images = [load(file) for load, file in zip(self._loaders, item.files, strict=True)]
+        except BadImageError:
+            self._note_flaws(item)
             return None
-        width, height, _, _ = images[0].info
-        for file, image in zip(item.files, images, strict=True):
-            info = image.info
+        self.stamps += [image.stamp for image in images]
+        infos = tuple([image.info for image in images])
+        if infos != self._agreeing and not self._sizes_agree(item, infos):
+            return None
+        self._agreeing = infos
+        self.backgrounds[item.background] = images[0].digest
+        return images
+
+    def _note_flaws(self, item: SourceTuple) -> None:
+        """Find out of each image of a tuple what is wrong with it."""
+        for load, file in zip(self._loaders, item.files, strict=True):
+            try:
+                self.stamps.append(load(file).stamp)
+            except BadImageError as error:
+                self.problems.append(Problem(item.key, file, *error.flaw))
+                self.stamps.append(self._images.folder.stamp(file))
+
+    def _sizes_agree(self, item: SourceTuple, infos: tuple[ImageInfo, ...]) -> bool:
+        width, height, _, _ = infos[0]
+        for file, info in zip(item.files, infos, strict=True):
             if info.width != width or info.height != height:
                 text = f"{info.width}×{info.height} pixels, but its bg has {width}×{height}"
                 self.problems.append(Problem(item.key, file, "sizes differ", text))
-                return None
-        self.backgrounds[item.background] = images[0].digest
-        return images
+                return False
+        return True
 
     def _metadata(self, item: SourceTuple) -> bytes:
         """KEY.json: what the layout says, the background where it lies elsewhere, and where the images came from.
@@ -191,13 +203,16 @@ class _Work:
         Paths out of the source's root would say where it lay, and lead nowhere on another machine: they stay out.
         """
         background = f',"bg":"{item.background}"' if self._shares_backgrounds else ""
-        paths = "\n".join(item.files)
-        inside = ".." not in paths and "\n/" not in paths and paths[0] != "/"
-        files = f',"files":{_to_json(item.files)}' if inside else ""
+        lines = "\n".join(("", *item.files))
+        files = "" if "\n/" in lines or ".." in lines else _files_to_json(item.files)
         return f"{item.metadata[:-1]}{background}{files}}}".encode()
 
 
-_to_json = json.JSONEncoder(separators=(",", ":")).encode
+def _files_to_json(files: tuple[str, ...]) -> str:
+    joined = '","'.join(files)
+    if joined.isascii() and joined.isprintable() and "\\" not in joined and joined.count('"') == 2 * len(files) - 2:
+        return f',"files":["{joined}"]'
+    return f',"files":{json.dumps(files, separators=(",", ":"))}'
 
 
 def _finished(task: ShardTask) -> ShardRecord | None:
@@ -216,16 +231,14 @@ def _finished(task: ShardTask) -> ShardRecord | None:
     return record if _digest(_stamps_now(task)) == record.sources else None
 
 
-def _stamps_now(task: ShardTask) -> "array[int]":
-    root = str(task.root)
+def _stamps_now(task: ShardTask) -> list[Stamp]:
+    folder = SourceFolder(task.root)
     known: dict[str, Stamp] = {}
-    stamps = array("q")
     for item in task.tuples:
         for file in item.files:
             if file not in known:
-                known[file] = stamp_of(path_of(root, file)) or NO_FILE
-            stamps.extend(known[file])
-    return stamps
+                known[file] = folder.stamp(file)
+    return [known[file] for item in task.tuples for file in item.files]
 
 
 def _is_whole(out: Storage, shard: Shard) -> bool:
@@ -241,8 +254,8 @@ def _is_whole(out: Storage, shard: Shard) -> bool:
     return True
 
 
-def _digest(stamps: "array[int]") -> str:
-    return hashlib.sha256(stamps.tobytes()).hexdigest()
+def _digest(stamps: list[Stamp]) -> str:
+    return hashlib.sha256(array("q", chain.from_iterable(stamps)).tobytes()).hexdigest()
 
 
 _of_thread = threading.local()
@@ -252,6 +265,6 @@ def _images_of(root: Path, rules: ImageRules) -> SourceImages:
     """One for all tasks of a build that this thread does, so that backgrounds stay known from one to the next."""
     if getattr(_of_thread, "source", None) != (root, rules):
         _of_thread.source = (root, rules)
-        _of_thread.images = SourceImages(str(root), rules)
+        _of_thread.images = SourceImages(root, rules)
     images: SourceImages = _of_thread.images
     return images

@@ -1,7 +1,7 @@
 """What came of one shard task, as it is kept until the manifest is written. Never writes a shard."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -55,8 +55,10 @@ class Changed(NamedTuple):
 
 def summarize_images(infos: Sequence[ImageInfo], keys: Sequence[str]) -> ComponentSeen:
     """One component of a shard, from the headers of its images and the keys of their tuples."""
+    counts: dict[ImageInfo, int] = {}
+    for info, run in groupby(infos):
+        counts[info] = counts.get(info, 0) + sum(1 for _ in run)
     modes: dict[str, ModeSeen] = {}
-    counts = Counter(infos)
     for info, count in counts.items():
         seen = ModeSeen(images=count, first=keys[infos.index(info)])
         modes[info.mode] = _add(modes[info.mode], seen) if info.mode in modes else seen

@@ -7,9 +7,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Literal, NamedTuple
 
-from shard_tools.checks import ORIENTATIONS, Flaw, ImageInfo, JpegHeaders, inspect_image
+from shard_tools.checks import ORIENTATIONS, Flaw, ImageInfo, JpegHeaders, Kind, inspect_image
 from shard_tools.encode import Encoding, encode
 from shard_tools.pixels import decode_gray, decode_rgb, gray_channels_differ
 
@@ -26,6 +27,8 @@ UNCHECKED = ImageInfo(0, 0, "unknown")
 
 Stamp = tuple[int, int]
 """The state of a file: its size in bytes, and the time of its last change in ns."""
+
+NO_FILE: Stamp = (-1, -1)
 
 
 class SourceImage(NamedTuple):
@@ -48,92 +51,35 @@ class ImageRules:
     encoding: Encoding | None = None
 
 
-Loader = Callable[[str], SourceImage | Flaw]
-"""Loads a file of one component: the image, or what is wrong with it."""
+class SourceFolder:
+    """Files by their paths, which are relative to a folder, or absolute. Looking paths up from there saves time."""
 
-_Look = Callable[[bytes], tuple[bytes, ImageInfo] | Flaw]
-"""Looks at the bytes of a file: what goes into the shard for them and what its header says, or what is wrong."""
+    def __init__(self, root: Path) -> None:
+        self._descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
 
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
 
-class SourceImages:
-    """The images of one source. Keeps the backgrounds that were read last, up to BACKGROUND_CACHE_BYTES."""
+    def read(self, file: str) -> tuple[bytes, Stamp]:
+        """All bytes of a file, and its stamp after they were read. Raises OSError."""
+        descriptor = os.open(file, os.O_RDONLY, dir_fd=self._descriptor)
+        try:
+            data = os.read(descriptor, _READ_BYTES)
+            if len(data) == _READ_BYTES:
+                data = _read_rest(descriptor, data)
+            status = os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+        return data, (status.st_size, status.st_mtime_ns)
 
-    def __init__(self, root: str, rules: ImageRules) -> None:
-        self._root = root
-        self._rules = rules
-        self._backgrounds: OrderedDict[str, SourceImage] = OrderedDict()
-        self._bytes = 0
-        self.start_shard()
-
-    def start_shard(self) -> None:
-        """Drop the kept backgrounds whose files are not what they were; from now on a change of a file is a new one."""
-        self._since = time.time_ns() - _CLOCK_SLACK_NS
-        for file, image in list(self._backgrounds.items()):
-            if stamp_of(path_of(self._root, file)) != image.stamp:
-                del self._backgrounds[file]
-                self._bytes -= len(image.data)
-
-    def loader(self, component: str, extension: str) -> Loader:
-        """What loads the files of a component, all of which have suffixes that stand for `extension`."""
-        look = _how_to_look(self._rules, component, extension)
-        root, since = self._root, self._since
-
-        def load(file: str) -> SourceImage | Flaw:
-            try:
-                data, stamp = read_file(path_of(root, file), since)
-            except OSError as error:
-                return Flaw("unreadable", f"cannot be read: {error.strerror}")
-            if stamp is None:
-                return Flaw("changed", "was changed while it was being read")
-            seen = look(data)
-            return seen if isinstance(seen, Flaw) else SourceImage(seen[0], seen[1], stamp)
-
-        return partial(self._load_background, load) if component == BACKGROUND else load
-
-    def _load_background(self, load: Loader, file: str) -> SourceImage | Flaw:
-        kept = self._backgrounds.get(file)
-        if kept is not None:
-            self._backgrounds.move_to_end(file)
-            return kept
-        fresh = load(file)
-        if isinstance(fresh, Flaw):
-            return fresh
-        fresh = fresh._replace(digest=hashlib.blake2b(fresh.data, digest_size=8).hexdigest())
-        self._backgrounds[file] = fresh
-        self._bytes += len(fresh.data)
-        while self._bytes > BACKGROUND_CACHE_BYTES:
-            _, dropped = self._backgrounds.popitem(last=False)
-            self._bytes -= len(dropped.data)
-        return fresh
-
-
-def path_of(root: str, file: str) -> str:
-    """Where a file of a source lies; `file` is relative to `root`, or absolute."""
-    return file if file[0] == "/" else f"{root}/{file}"
-
-
-def read_file(path: str, since: int) -> tuple[bytes, Stamp | None]:
-    """All bytes of a file and its stamp, None if it is being changed. Raises OSError.
-
-    A file whose last change is later than `since` (ns since the epoch) is read a second time, to see whether it is
-    still being written.
-    """
-    data, stamp = _read_once(path)
-    if stamp[0] != len(data) or (stamp[1] >= since and _read_once(path) != (data, stamp)):
-        return data, None
-    return data, stamp
-
-
-def _read_once(path: str) -> tuple[bytes, Stamp]:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        data = os.read(descriptor, _READ_BYTES)
-        if len(data) == _READ_BYTES:
-            data = _read_rest(descriptor, data)
-        status = os.fstat(descriptor)
-    finally:
-        os.close(descriptor)
-    return data, (status.st_size, status.st_mtime_ns)
+    def stamp(self, file: str) -> Stamp:
+        """The stamp of a file, NO_FILE if it cannot be told."""
+        try:
+            status = os.stat(file, dir_fd=self._descriptor)
+        except OSError:
+            return NO_FILE
+        return status.st_size, status.st_mtime_ns
 
 
 def _read_rest(descriptor: int, data: bytes) -> bytes:
@@ -143,42 +89,101 @@ def _read_rest(descriptor: int, data: bytes) -> bytes:
     return b"".join(parts)
 
 
-def stamp_of(path: str) -> Stamp | None:
-    """Size in bytes and time of last change in ns of a file; None if it cannot be told."""
-    try:
-        status = os.stat(path)  # noqa: PTH116 - a Path for each of a million files costs seconds
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
+class BadImageError(Exception):
+    """Raised by a loader for a file that is not fit to be packed; says why."""
+
+    def __init__(self, kind: Kind, text: str) -> None:
+        super().__init__(text)
+        self.flaw = Flaw(kind, text)
+
+
+Loader = Callable[[str], SourceImage]
+"""Loads a file of one component. Raises BadImageError."""
+
+_Look = Callable[[bytes], tuple[bytes, ImageInfo]]
+"""Looks at the bytes of a file: what goes into the shard for them, and what its header says. Raises BadImageError."""
+
+
+class SourceImages:
+    """The images of one source. Keeps the backgrounds that were read last, up to BACKGROUND_CACHE_BYTES."""
+
+    def __init__(self, root: Path, rules: ImageRules) -> None:
+        self.folder = SourceFolder(root)
+        self._rules = rules
+        self._backgrounds: OrderedDict[str, SourceImage] = OrderedDict()
+        self._bytes = 0
+        self.start_shard()
+
+    def start_shard(self) -> None:
+        """Drop the kept backgrounds whose files are not what they were; from now on a change of a file is a new one."""
+        self._since = time.time_ns() - _CLOCK_SLACK_NS
+        for file, image in list(self._backgrounds.items()):
+            if self.folder.stamp(file) != image.stamp:
+                del self._backgrounds[file]
+                self._bytes -= len(image.data)
+
+    def loader(self, component: str, extension: str) -> Loader:
+        """What loads the files of a component, all of which have suffixes that stand for `extension`."""
+        look = _how_to_look(self._rules, component, extension)
+        read, since = self.folder.read, self._since
+
+        def load(file: str) -> SourceImage:
+            try:
+                data, stamp = read(file)
+                if stamp[0] != len(data) or (stamp[1] >= since and read(file) != (data, stamp)):
+                    raise BadImageError("changed", "was changed while it was being read")
+            except OSError as error:
+                raise BadImageError("unreadable", f"cannot be read: {error.strerror}") from None
+            stored, info = look(data)
+            return SourceImage(stored, info, stamp)
+
+        return partial(self._load_background, load) if component == BACKGROUND else load
+
+    def _load_background(self, load: Loader, file: str) -> SourceImage:
+        kept = self._backgrounds.get(file)
+        if kept is not None:
+            self._backgrounds.move_to_end(file)
+            return kept
+        fresh = load(file)
+        fresh = fresh._replace(digest=hashlib.blake2b(fresh.data, digest_size=8).hexdigest())
+        self._backgrounds[file] = fresh
+        self._bytes += len(fresh.data)
+        while self._bytes > BACKGROUND_CACHE_BYTES:
+            _, dropped = self._backgrounds.popitem(last=False)
+            self._bytes -= len(dropped.data)
+        return fresh
 
 
 def _how_to_look(rules: ImageRules, component: str, extension: str) -> _Look:
     inspect = JpegHeaders().inspect if extension == "jpg" else partial(inspect_image, extension=extension)
 
-    def at_nothing(data: bytes) -> tuple[bytes, ImageInfo] | Flaw:
-        return (data, UNCHECKED) if data else Flaw("empty", "empty file (0 bytes)")
+    def at_nothing(data: bytes) -> tuple[bytes, ImageInfo]:
+        if not data:
+            raise BadImageError("empty", "empty file (0 bytes)")
+        return data, UNCHECKED
 
-    def at_header(data: bytes) -> tuple[bytes, ImageInfo] | Flaw:
+    def at_header(data: bytes) -> tuple[bytes, ImageInfo]:
         info = inspect(data)
         if isinstance(info, Flaw):
-            return info
+            raise BadImageError(*info)
         if info.orientation != 1:
-            return Flaw("rotated", _ROTATED.format(ORIENTATIONS[info.orientation]))
+            raise BadImageError("rotated", _ROTATED.format(ORIENTATIONS[info.orientation]))
         return data, info
 
-    def at_pixels(data: bytes) -> tuple[bytes, ImageInfo] | Flaw:
+    def at_pixels(data: bytes) -> tuple[bytes, ImageInfo]:
         seen = at_header(data)
-        return seen if isinstance(seen, Flaw) else _decode(data, component) or seen
+        _decode(data, component)
+        return seen
 
-    def and_encode(data: bytes) -> tuple[bytes, ImageInfo] | Flaw:
+    def and_encode(data: bytes) -> tuple[bytes, ImageInfo]:
         assert rules.encoding is not None
         info = inspect(data)
         if isinstance(info, Flaw):
-            return info
+            raise BadImageError(*info)
         try:
             return encode(data, info, component, extension, rules.encoding)
         except ValueError as error:
-            return Flaw("damaged", f"cannot be decoded: {error}")
+            raise BadImageError("damaged", f"cannot be decoded: {error}") from None
 
     if rules.encoding is not None:
         return and_encode
@@ -195,11 +200,13 @@ _DECODERS: dict[str, Callable[[bytes], object]] = {
 }  # fmt: skip
 
 
-def _decode(data: bytes, component: str) -> Flaw | None:
+def _decode(data: bytes, component: str) -> None:
     try:
         _DECODERS[component](data)
-        if component in ("depth", "mask") and gray_channels_differ(data):
-            return Flaw("coloured", f"has coloured pixels, but {component} is read as grey; save it with one channel")
+        coloured = component in ("depth", "mask") and gray_channels_differ(data)
     except ValueError as error:
-        return Flaw("damaged", f"cannot be decoded: {error}")
-    return None
+        raise BadImageError("damaged", f"cannot be decoded: {error}") from None
+    if coloured:
+        raise BadImageError(
+            "coloured", f"has coloured pixels, but {component} is read as grey; save it with one channel"
+        )

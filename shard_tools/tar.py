@@ -4,6 +4,7 @@ import hashlib
 import re
 import struct
 from collections.abc import Iterable
+from functools import cache
 from typing import BinaryIO
 
 from shard_tools.errors import UserError
@@ -11,6 +12,7 @@ from shard_tools.errors import UserError
 BLOCK = 512
 MAX_MEMBER_BYTES = 8**11 - 1
 
+_NAME_BYTES = 100
 _NAME = re.compile(r"[!-~]{1,100}")
 _BUFFER_BYTES = 2**20
 _PADDING = [bytes(-size % BLOCK) for size in range(BLOCK)]
@@ -29,28 +31,27 @@ class TarWriter:
         self._pending_bytes = 0
         self._size = 0
 
-    def add(self, name: str, data: bytes) -> int:
-        """Append a file; returns the offset of its first data byte in the archive.
-
-        `name` is 1 to 100 printable ASCII characters without white space, `data` less than 8 GiB; else UserError.
-        """
-        size = len(data)
-        padding = _PADDING[size % BLOCK]
-        self._pending += (member_header(name, size), data, padding)
-        offset = self._size + BLOCK
-        added = BLOCK + size + len(padding)
-        self._size += added
-        self._pending_bytes += added
-        if self._pending_bytes >= _BUFFER_BYTES:
-            self._flush()
-        return offset
-
     def add_sample(self, key: str, parts: Iterable[tuple[str, bytes]]) -> list[tuple[str, int, int]]:
         """Append a file KEY.EXTENSION for each (extension, data); returns (extension, offset, size) for each.
 
-        Names and data are as `add` wants them.
+        The offset is that of the first data byte in the archive. Names are at most 100 printable ASCII characters
+        without white space, data less than 8 GiB; else UserError.
         """
-        return [(extension, self.add(f"{key}.{extension}", data), len(data)) for extension, data in parts]
+        stem = _ascii(key)
+        sum_of_stem = _SUM_OF_REST + sum(stem)
+        pending, size_before = self._pending, self._size
+        members = []
+        for extension, data in parts:
+            suffix, sum_of_suffix = _suffix(extension)
+            size = len(data)
+            padding = _PADDING[size % BLOCK]
+            pending += (_header(stem + suffix, sum_of_stem + sum_of_suffix, size), data, padding)
+            members.append((extension, self._size + BLOCK, size))
+            self._size += BLOCK + size + len(padding)
+        self._pending_bytes += self._size - size_before
+        if self._pending_bytes >= _BUFFER_BYTES:
+            self._flush()
+        return members
 
     def finish(self) -> tuple[int, str]:
         """Write the end of the archive; returns its size in bytes and its SHA-256 as hexadecimal text."""
@@ -69,14 +70,30 @@ class TarWriter:
 
 def member_header(name: str, size: int) -> bytes:
     """The 512 bytes in front of a member's data. Raises UserError for a name or a size that USTAR cannot hold."""
+    name_field = _ascii(name)
+    return _header(name_field, _SUM_OF_REST + sum(name_field), size)
+
+
+def _ascii(name: str) -> bytes:
     if not _NAME.fullmatch(name):
-        raise UserError(f"{name!r}: a name in a shard is 1 to 100 ASCII characters without white space")
-    if size > MAX_MEMBER_BYTES:
-        raise UserError(f"{name}: {size:,} bytes; a file in a shard is smaller than 8 GiB")
-    name_field = name.encode("ascii")
+        raise UserError(f"{name!r}: a name in a shard is 1 to {_NAME_BYTES} ASCII characters without white space")
+    return name.encode("ascii")
+
+
+@cache
+def _suffix(extension: str) -> tuple[bytes, int]:
+    """The end of a name, and the sum of its bytes."""
+    suffix = _ascii(f".{extension}")
+    return suffix, sum(suffix)
+
+
+def _header(name: bytes, sum_without_size: int, size: int) -> bytes:
+    if size > MAX_MEMBER_BYTES or len(name) > _NAME_BYTES:
+        what = f"a name of at most {_NAME_BYTES} characters" if len(name) > _NAME_BYTES else "less than 8 GiB"
+        raise UserError(f"{name.decode()}: {size:,} bytes; a file in a shard has {what}")
     size_field = b"%011o" % size
-    checksum = b"%06o\0 " % (_SUM_OF_REST + sum(name_field) + sum(size_field))
-    return _HEADER.pack(name_field, _MODE_AND_OWNER, size_field, _TIME, checksum, _TYPE_TO_END)
+    checksum = b"%06o\0 " % (sum_without_size + sum(size_field))
+    return _HEADER.pack(name, _MODE_AND_OWNER, size_field, _TIME, checksum, _TYPE_TO_END)
 
 
 _HEADER = struct.Struct("100s24s11s13s8s356s")

@@ -106,10 +106,9 @@ def _unpack_shard(task: _Task) -> _Unpacked:
                     f"{path}: damaged, or another file (its SHA-256 is not the one in the manifest); copy it again, "
                     "then run the same command again"
                 )
-            length = file.tell()
             for sample in read_index(task.storage, shard):
                 try:
-                    _unpack_sample(task, file, length, sample, folder, done)
+                    _unpack_sample(task, file, sample, folder, done)
                 except ValueError as error:
                     raise UserError(f"{path}: sample {sample.key!r}: {error}") from None
     except FileNotFoundError:
@@ -119,11 +118,7 @@ def _unpack_shard(task: _Task) -> _Unpacked:
     return done
 
 
-def _unpack_sample(
-    task: _Task, file: BinaryIO, length: int, sample: IndexedSample, folder: FilledFolder, done: _Unpacked
-) -> None:
-    if any(member.offset + member.size > length for member in sample.members):
-        raise ValueError("the index says that it lies beyond the end of the shard")
+def _unpack_sample(task: _Task, file: BinaryIO, sample: IndexedSample, folder: FilledFolder, done: _Unpacked) -> None:
     data = read_members(file, sample, task.shard.file)
     metadata = parse_metadata(data.get(EXTENSION, b"{}"))
     paths = _paths(metadata, task.components)

@@ -83,9 +83,7 @@ def write_shard(folder: Path, name: str, samples: Samples) -> Shard:
     with (folder / f"{name}.tar").open("wb") as file:
         tar = TarWriter(file)
         for key, sample in samples.items():
-            members = [
-                Member(extension, tar.add(f"{key}.{extension}", data), len(data)) for extension, data in sample.items()
-            ]
+            members = [Member(*place) for place in tar.add_sample(key, sample.items())]
             indexed.append(IndexedSample(key, tuple(members)))
         size, digest = tar.finish()
     index = format_index(indexed).encode()

@@ -5,6 +5,7 @@ import json
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,7 +127,7 @@ def test_a_bad_background_takes_its_tuples_with_it(make_tree: MakeTree, tmp_path
     assert sum(shard.samples for shard in manifest.splits["train"].backgrounds) == 2
 
 
-def read_plain(out: Path, names: list[str]) -> list[dict[str, bytes]]:
+def read_plain(out: Path, names: list[str]) -> list[dict[str, Any]]:
     return list(webdataset.WebDataset([str(out / name) for name in names], shardshuffle=False))
 
 
@@ -209,7 +210,7 @@ def test_rotated_files_are_straightened_with_size_and_refused_without(make_tree:
         ({"limit": 31}, "--limit 31: the train split has 30 tuples"),
     ],
 )
-def test_options_out_of_range(make_tree: MakeTree, tmp_path: Path, options: dict[str, int], message: str) -> None:
+def test_options_out_of_range(make_tree: MakeTree, tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         pack(make_tree(), tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()

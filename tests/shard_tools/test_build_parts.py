@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ MakeTree = Callable[..., Path]
 
 @pytest.mark.parametrize(("count", "options"), [(1, {}), (3, {}), (20, {}), (2, {"backgrounds": "shared"})])
 def test_parts_and_merge_make_the_same_bytes(
-    make_tree: MakeTree, tmp_path: Path, count: int, options: dict[str, str]
+    make_tree: MakeTree, tmp_path: Path, count: int, options: dict[str, Any]
 ) -> None:
     source, out, whole = make_tree(), tmp_path / "out", tmp_path / "whole"
     for number in reversed(range(1, count + 1)):
@@ -38,7 +39,8 @@ def test_parts_and_merge_make_the_same_bytes(
 def test_parts_run_at_the_same_time(make_tree: MakeTree, tmp_path: Path) -> None:
     """As the tasks of a Slurm array do."""
     source, out, whole = make_tree(), tmp_path / "out", tmp_path / "whole"
-    command = [sys.executable, "-m", "shard_tools", "build", source, out, "--shard-size", "2", "--workers", "1"]
+    options = ["--shard-size", "2", "--workers", "1"]
+    command = [sys.executable, "-m", "shard_tools", "build", str(source), str(out), *options]
     running = [
         subprocess.Popen([*command, "--part", f"{number}/3"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for number in (1, 2, 3)

@@ -74,7 +74,7 @@ def test_the_packer_writes_what_wds2idx_writes() -> None:
     samples: dict[str, list[Member]] = {}
     for name, data in members:
         key, _, extension = name.partition(".")
-        samples.setdefault(key, []).append(Member(extension, tar.add(name, data), len(data)))
+        samples.setdefault(key, []).extend(Member(*place) for place in tar.add_sample(key, [(extension, data)]))
     tar.finish()
     assert file.getvalue() == (DATA / "shard_tools.tar").read_bytes()
     text = format_index([IndexedSample(key, tuple(found)) for key, found in samples.items()])

@@ -14,13 +14,20 @@ from hypothesis import strategies as st
 from shard_tools.errors import UserError
 from shard_tools.tar import TarWriter, member_header
 
-NAMES = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="/"), min_size=1, max_size=100)
+PRINTABLE = st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="/")
+NAMES = st.builds("{}.{}".format, st.text(PRINTABLE, min_size=1, max_size=60), st.text(PRINTABLE, max_size=39))
 
 
 def write(members: list[tuple[str, bytes]]) -> tuple[bytes, list[int], int, str]:
+    """Each member as a sample of its own; all offsets."""
     file = io.BytesIO()
     writer = TarWriter(file)
-    offsets = [writer.add(name, data) for name, data in members]
+    offsets = []
+    for name, data in members:
+        key, _, extension = name.rpartition(".")
+        [(_, offset, size)] = writer.add_sample(key, [(extension, data)])
+        assert size == len(data)
+        offsets.append(offset)
     size, digest = writer.finish()
     return file.getvalue(), offsets, size, digest
 
@@ -51,7 +58,7 @@ def test_header_is_what_tarfile_writes() -> None:
 
 @pytest.mark.skipif(shutil.which("tar") is None, reason="no tar on this machine")
 def test_gnu_tar_extracts(tmp_path: Path) -> None:
-    members = [("a.jpg", b"x" * 3_000_000), ("b" * 100, b""), ("c.json", b"{}")]
+    members = [("a.jpg", b"x" * 3_000_000), (f"{'b' * 96}.jpg", b""), ("c.json", b"{}")]
     archive, *_ = write(members)
     (tmp_path / "a.tar").write_bytes(archive)
     done = subprocess.run(["tar", "xvf", "a.tar"], cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -67,7 +74,25 @@ def test_names_that_do_not_fit_are_refused(name: str) -> None:
         member_header(name, 1)
 
 
+@pytest.mark.parametrize("key", ["", "a b", "ä", "n" * 97])
+def test_keys_that_do_not_fit_are_refused(key: str) -> None:
+    with pytest.raises(UserError, match=r"ASCII characters without white space|a name of at most 100 characters"):
+        TarWriter(io.BytesIO()).add_sample(key, [("jpg", b"")])
+
+
+def test_a_sample_is_its_members_one_after_the_other() -> None:
+    file = io.BytesIO()
+    writer = TarWriter(file)
+    first = writer.add_sample("one", [("bg.jpg", b"12345"), ("json", b"{}")])
+    second = writer.add_sample("two", [("bg.jpg", b"")])
+    writer.finish()
+    assert first == [("bg.jpg", 512, 5), ("json", 1536, 2)]
+    assert second == [("bg.jpg", 2560, 0)]
+    with tarfile.open(fileobj=io.BytesIO(file.getvalue())) as tar:
+        assert tar.getnames() == ["one.bg.jpg", "one.json", "two.bg.jpg"]
+
+
 def test_eight_gibibytes_are_refused() -> None:
     assert len(member_header("a", 8 * 2**30 - 1)) == 512
-    with pytest.raises(UserError, match="smaller than 8 GiB"):
+    with pytest.raises(UserError, match="less than 8 GiB"):
         member_header("a", 8 * 2**30)

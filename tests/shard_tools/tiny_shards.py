@@ -87,9 +87,7 @@ def _write(folder: Path, name: str, shard: Mapping[str, Tuple], referring: bool)
         for key, images in shard.items():
             members = {f"{part}.png": data for part, data in images.items() if not (referring and part == "bg")}
             members["json"] = json.dumps({"bg": images["bg"].decode()} if referring else {}).encode()
-            places = [
-                Member(extension, tar.add(f"{key}.{extension}", data), len(data)) for extension, data in members.items()
-            ]
+            places = [Member(*place) for place in tar.add_sample(key, members.items())]
             index.append(IndexedSample(key, tuple(places)))
         size, sha256 = tar.finish()
     text = format_index(index)

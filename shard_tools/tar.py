@@ -14,7 +14,7 @@ MAX_MEMBER_BYTES = 8**11 - 1
 
 _NAME_BYTES = 100
 _NAME = re.compile(r"[!-~]{1,100}")
-_BUFFER_BYTES = 2**20
+_BUFFER_BYTES = 2**18
 _PADDING = [bytes(-size % BLOCK) for size in range(BLOCK)]
 
 

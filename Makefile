@@ -36,6 +36,7 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m bench.data
+	$(BIN)/python -m bench.pack
 
 bench-gpu: $(READY)
 	$(BIN)/python -m bench.gpu

@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, default=FOLDER, help="for the tree and what is packed, same disk (default: bench/data)"
     )
-    parser.add_argument("--tuples", type=int, default=100_000, help="to pack (default: %(default)s)")
+    parser.add_argument("--tuples", type=int, default=400_000, help="to pack (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="of all contenders (default: %(default)s)")
     parser.add_argument("--memory", action="store_true", help="also the memory at 40,000 and at 400,000 tuples")
     parser.add_argument("--json", type=Path, help="write the figures here")

@@ -168,8 +168,8 @@ class _Work:
         """The images of a tuple; None where something is wrong with it."""
         try:
             images = [load(file) for load, file in zip(self._loaders, item.files, strict=True)]
-        except BadImageError:
-            self._note_flaws(item)
+        except BadImageError as first:
+            self._note_flaws(item, first)
             return None
         self.stamps += [image.stamp for image in images]
         infos = tuple([image.info for image in images])
@@ -179,14 +179,18 @@ class _Work:
         self.backgrounds[item.background] = images[0].digest
         return images
 
-    def _note_flaws(self, item: SourceTuple) -> None:
-        """Find out of each image of a tuple what is wrong with it."""
+    def _note_flaws(self, item: SourceTuple, first: BadImageError) -> None:
+        """Find out of each image of a tuple what is wrong with it, after the `first` that was."""
+        known = len(self.problems)
         for load, file in zip(self._loaders, item.files, strict=True):
             try:
                 self.stamps.append(load(file).stamp)
             except BadImageError as error:
                 self.problems.append(Problem(item.key, file, *error.flaw))
                 self.stamps.append(self._images.folder.stamp(file))
+        if len(self.problems) == known:
+            text = f"{first}; but not when it was read again: something changes it"
+            self.problems.append(Problem(item.key, ", ".join(item.files), "changed", text))
 
     def _sizes_agree(self, item: SourceTuple, infos: tuple[ImageInfo, ...]) -> bool:
         width, height, _, _ = infos[0]
@@ -263,8 +267,9 @@ _of_thread = threading.local()
 
 def _images_of(root: Path, rules: ImageRules) -> SourceImages:
     """One for all tasks of a build that this thread does, so that backgrounds stay known from one to the next."""
-    if getattr(_of_thread, "source", None) != (root, rules):
-        _of_thread.source = (root, rules)
-        _of_thread.images = SourceImages(root, rules)
+    status = root.stat()  # another folder may have taken the name since the last build
+    source = (root, status.st_dev, status.st_ino, rules)
+    if getattr(_of_thread, "source", None) != source:
+        _of_thread.source, _of_thread.images = source, SourceImages(root, rules)
     images: SourceImages = _of_thread.images
     return images

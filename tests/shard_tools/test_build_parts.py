@@ -1,17 +1,22 @@
 """A build in parts, one after the other or all at once, is the build in one go."""
 
+import io
 import json
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from shard_tools.build import Part, merge
 from shard_tools.errors import UserError
+from shard_tools.manifest import read_manifest
+from shard_tools.source_images import BadImageError, ImageRules, SourceImages
 
 from .packing import content, pack
 
@@ -141,3 +146,39 @@ def test_a_file_that_changed_since_its_shard_was_packed(make_tree: MakeTree, tmp
     assert "6 of 7 shards were there" in pack(source, out)
     pack(source, whole)
     assert content(out) == content(whole)
+
+
+def test_another_source_under_the_same_name(make_tree: MakeTree, tmp_path: Path) -> None:
+    """As a worker of a cluster, which outlives a build, may meet it."""
+    source = make_tree()
+    pack(source, tmp_path / "first")
+    source.rename(tmp_path / "moved")
+    make_tree("other", size=(16, 24)).rename(source)
+    pack(source, tmp_path / "second")
+    assert read_manifest(tmp_path / "second").component("bg").size == (16, 24)
+
+
+def test_a_file_that_is_being_written_is_no_image(tmp_path: Path) -> None:
+    path = tmp_path / "growing.jpg"
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "JPEG")
+    path.write_bytes(file.getvalue())
+    images = SourceImages(tmp_path, ImageRules())
+    load = images.loader("fgbg", "jpg")
+    assert load(path.name).data == file.getvalue()
+    stop = threading.Event()
+
+    def write() -> None:
+        with path.open("ab", buffering=0) as growing:
+            while not stop.is_set():
+                growing.write(b"\0")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        with pytest.raises(BadImageError, match="was changed while it was being read"):
+            for _ in range(10_000):
+                load(path.name)
+    finally:
+        stop.set()
+        writer.join()

@@ -80,7 +80,7 @@ def _build(packing: Packing, out: Storage, execute: Executor, part: Part | None,
     if part is not None:
         return _summarize_part(out, part, shards, packing.plan, told)
     manifest, notes = assemble(out, packing.plan, records)
-    return _summarize(out, manifest, [*told, *notes])
+    return "\n".join([*told, _summarize(out, manifest, notes)])
 
 
 def merge(location: str | Path) -> str:
@@ -176,11 +176,12 @@ def _summarize(out: Storage, manifest: Manifest, notes: Sequence[str] = ()) -> s
 
 
 def _summarize_part(
-    out: Storage, part: Part, shards: Sequence[PlannedShard], plan: BuildPlan, notes: Sequence[str]
+    out: Storage, part: Part, shards: Sequence[PlannedShard], plan: BuildPlan, told: Sequence[str]
 ) -> str:
-    lines = [
-        f"part {part}: {len(shards):,} of {len(plan.shards):,} shards are in {out.location}; no {MANIFEST_NAME} yet"
-    ]
-    lines += [f"note: {note}" for note in notes]
-    lines.append(f"next, when all {part.count} parts are there: shard-tools merge {out.location}")
-    return "\n".join(lines)
+    return "\n".join(
+        [
+            *told,
+            f"part {part}: {len(shards):,} of {len(plan.shards):,} shards are in {out.location}; no {MANIFEST_NAME} yet",
+            f"next, when all {part.count} parts are there: shard-tools merge {out.location}",
+        ]
+    )

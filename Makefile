@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEV := $(VENV)/.ready-dev
 
 .PHONY: help venv demo test lint bench bench-gpu constraints clean
 
@@ -13,35 +14,39 @@ help:
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      side-by-side measurements on this machine"
 	@echo "make bench-gpu  checks and measures everything that needs a GPU, in under 9 minutes"
-	@echo "make venv       only the set-up: $(VENV) with the package and pinned torch"
+	@echo "make venv       only the set-up: $(VENV) with the package, its extras, the tests' tools, and pinned torch"
 	@echo "make clean      remove what these commands made"
 
-venv: $(READY)
+venv: $(DEV)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(DEV): $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: $(READY)
 	$(BIN)/python -m launch.demo
 
-test: $(READY)
+test: $(DEV)
 	$(BIN)/python -m pytest
 
-lint: $(READY)
+lint: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY)
+bench: $(DEV)
 	$(BIN)/python -m bench.data
 	$(BIN)/python -m bench.pack
 
-bench-gpu: $(READY)
+bench-gpu: $(DEV)
 	$(BIN)/python -m bench.gpu
 
-constraints: $(READY)
+constraints: $(DEV)
 	echo "# The versions that make venv installs, tested together. Made by: make constraints" > constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//; s/+cu[0-9]*//' >> constraints.txt
 

@@ -178,10 +178,6 @@ def _summarize(out: Storage, manifest: Manifest, notes: Sequence[str] = ()) -> s
 def _summarize_part(
     out: Storage, part: Part, shards: Sequence[PlannedShard], plan: BuildPlan, told: Sequence[str]
 ) -> str:
-    return "\n".join(
-        [
-            *told,
-            f"part {part}: {len(shards):,} of {len(plan.shards):,} shards are in {out.location}; no {MANIFEST_NAME} yet",
-            f"next, when all {part.count} parts are there: shard-tools merge {out.location}",
-        ]
-    )
+    done = f"part {part}: {len(shards):,} of {len(plan.shards):,} shards are in {out.location}; no {MANIFEST_NAME} yet"
+    following = f"next, when all {part.count} parts are there: shard-tools merge {out.location}"
+    return "\n".join([*told, done, following])

@@ -39,11 +39,11 @@ lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(DEV)
+bench: $(READY)
 	$(BIN)/python -m bench.data
 	$(BIN)/python -m bench.pack
 
-bench-gpu: $(DEV)
+bench-gpu: $(READY)
 	$(BIN)/python -m bench.gpu
 
 constraints: $(DEV)

@@ -11,8 +11,7 @@ from shard_tools.build_report import count_tuples, format_problems, write_report
 from shard_tools.checks import Problem
 from shard_tools.errors import UserError
 from shard_tools.manifest import MANIFEST_NAME, Component, Counts, Manifest, Shard, Split
-from shard_tools.pack import record_name
-from shard_tools.records import ComponentSeen, ShardRecord, find_changed, merge_components
+from shard_tools.records import ComponentSeen, ShardRecord, find_changed, merge_components, record_name
 from shard_tools.storage import Storage
 
 GRAY_COMPONENTS = ("depth", "mask")
@@ -25,19 +24,24 @@ def all_problems(plan: BuildPlan, records: Mapping[str, ShardRecord]) -> tuple[P
     return (*plan.problems, *(problem for record in tasks for problem in record.problems))
 
 
-def read_record(out: Storage, name: str) -> ShardRecord | None:
-    """The record of a finished shard, None if there is none that can be read."""
+def read_record(out: Storage, plan: BuildPlan, name: str) -> ShardRecord | None:
+    """The record of a finished shard of this plan, None if there is none that can be read."""
     try:
-        return ShardRecord.model_validate_json(out.read(record_name(name)))
+        record = ShardRecord.model_validate_json(out.read(record_name(name)))
     except (FileNotFoundError, ValidationError):
         return None
+    return record if record.plan == plan.digest else None
 
 
 def assemble(out: Storage, plan: BuildPlan, records: Mapping[str, ShardRecord]) -> tuple[Manifest, list[str]]:
     """Write report and manifest, in this order, and remove the state of the build; returns it with notes for the user.
 
-    Raises UserError where the shards do not go together or a split has no tuple; then the state stays as it is.
+    `records` has one for each shard of the plan. Raises UserError where a shard is not there or the shards do not go
+    together, or a split has no tuple; then the state stays as it is.
     """
+    records = {shard.name: records[shard.name] for shard in plan.shards}
+    _check_files(out, records)
+    _check_backgrounds(out, plan, records)
     if changed := find_changed(records.values()):
         raise UserError(
             f"background {changed.background} changed while the build ran: {changed.shards[0]} and {changed.shards[1]} "
@@ -50,8 +54,46 @@ def assemble(out: Storage, plan: BuildPlan, records: Mapping[str, ShardRecord]) 
     out.settle()
     out.write(MANIFEST_NAME, manifest.text())
     out.settle()
+    for name, record in records.items():
+        if record.shard is None:  # what an earlier attempt may have left there
+            out.remove(f"{name}.tar")
+            out.remove(f"{name}.idx")
     release(out, plan)
-    return manifest, [*plan.notes, *_mode_notes(merge_components(records.values(), dict(plan.components)))]
+    return manifest, [*plan.notes, *_mode_notes(_components(plan, records), plan.arguments["check"])]
+
+
+def _check_files(out: Storage, records: Mapping[str, ShardRecord]) -> None:
+    """Where workers do not see the same OUT, records can come from shards that lie elsewhere."""
+    there = out.names()
+    shards = [record.shard for record in records.values() if record.shard is not None]
+    missing = [shard.file for shard in shards if not {shard.file, shard.index} <= there]
+    if missing:
+        raise UserError(
+            f"{out.location}: {len(missing):,} of {len(shards):,} shards that were packed are not there: "
+            f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}; does every worker see this folder under the "
+            "same name? Then run the same command again"
+        )
+
+
+def _check_backgrounds(out: Storage, plan: BuildPlan, records: Mapping[str, ShardRecord]) -> None:
+    """Every background that a tuple refers to must have come into a shard of backgrounds."""
+    if not any(shard.backgrounds for shard in plan.shards):
+        return
+    for split in dict.fromkeys(shard.split for shard in plan.shards):
+        used: set[str] = set()
+        held: set[str] = set()
+        for shard in plan.shards:
+            if shard.split == split and records[shard.name].shard is not None:
+                (held if shard.backgrounds else used).update(records[shard.name].backgrounds)
+        if lost := sorted(used - held):
+            problems = [p for s in plan.shards if s.backgrounds for p in records[s.name].problems if p.key in lost]
+            for shard in plan.shards:
+                if shard.backgrounds and shard.split == split:
+                    out.remove(record_name(shard.name))
+            raise UserError(
+                f"{len(lost):,} backgrounds could be read for their tuples, and not for themselves:\n"
+                f"{format_problems(problems)}\nRun the same command again."
+            )
 
 
 def _manifest(plan: BuildPlan, records: Mapping[str, ShardRecord], problems: Sequence[Problem]) -> Manifest:
@@ -61,7 +103,7 @@ def _manifest(plan: BuildPlan, records: Mapping[str, ShardRecord], problems: Seq
         if not tuples:
             raise UserError(f"none of the {name} split's tuples can be packed:\n{format_problems(problems)}")
         splits[name] = Split(samples=sum(shard.samples for shard in tuples), shards=tuples, backgrounds=backgrounds)
-    seen = merge_components(records.values(), dict(plan.components))
+    seen = _components(plan, records)
     left_out = count_tuples(problems)
     build: dict[str, Any] = {**plan.arguments, "on_bad": "skip" if left_out else "fail", "plan": plan.digest}
     return Manifest(
@@ -75,22 +117,30 @@ def _manifest(plan: BuildPlan, records: Mapping[str, ShardRecord], problems: Seq
     )
 
 
+def _components(plan: BuildPlan, records: Mapping[str, ShardRecord]) -> dict[str, ComponentSeen]:
+    """What the images of all tuples look like."""
+    return merge_components(
+        [records[shard.name] for shard in plan.shards if not shard.backgrounds], dict(plan.components)
+    )
+
+
 def _shards(plan: BuildPlan, records: Mapping[str, ShardRecord], split: str, *, backgrounds: bool) -> tuple[Shard, ...]:
     names = (shard.name for shard in plan.shards if shard.split == split and shard.backgrounds == backgrounds)
     return tuple(shard for name in names if (shard := records[name].shard) is not None)
 
 
-def _mode_notes(seen: Mapping[str, ComponentSeen]) -> list[str]:
+def _mode_notes(seen: Mapping[str, ComponentSeen], check: str) -> list[str]:
     """What a user would want to know of images that are not all of one kind."""
     notes = []
     for name, component in seen.items():
         modes = dict(component.modes)
         gray = name in GRAY_COMPONENTS
+        hint = "" if check == "decode" else ". --check decode refuses those with coloured pixels"
         coloured = {mode: found for mode, found in modes.items() if gray and mode not in _GRAY_MODES}
         for mode, found in coloured.items():
             notes.append(
                 f"{name}: {found.images:,} of {sum(m.images for m in modes.values()):,} images are {mode} "
-                f"(the first: {found.first}); {name} is read as grey. --check decode refuses those with coloured pixels"
+                f"(the first: {found.first}); {name} is read as grey{hint}"
             )
         if len(modes) > 1 and not coloured:
             found_modes = ", ".join(f"{found.images:,} {mode}" for mode, found in modes.items())

@@ -1,9 +1,12 @@
 """From a source to shards and a manifest: the steps of a build, in order. Does no step by itself."""
 
+import shlex
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from shard_tools.assemble import all_problems, assemble, read_record
 from shard_tools.build_folder import check_finished, claim, read_plan, release, writable
@@ -18,7 +21,7 @@ from shard_tools.pack import Packed, ShardTask, pack_shard
 from shard_tools.plan import PlannedShard
 from shard_tools.progress import progress
 from shard_tools.records import ShardRecord
-from shard_tools.storage import Storage, open_storage
+from shard_tools.storage import LocalStorage, Storage, open_storage
 
 Executor = Callable[[Callable[[ShardTask], Packed], Iterable[ShardTask]], Iterator[Packed]]
 """Runs a function over tasks, here or elsewhere, and yields what came of them in any order."""
@@ -54,8 +57,10 @@ def build(
     `merge` does when all are there. Raises UserError.
     """
     out = open_storage(location)
+    if isinstance(out, LocalStorage) and out.root.resolve() == source.resolve():
+        raise UserError(f"{out.location}: is the source; choose another OUT")
     findings, reason = find_tuples(source, options.layout)
-    packing = plan_build(findings, source.resolve().name, options) if findings.tuples else None
+    packing = plan_build(findings, source.resolve().name, options, _begun_with(out)) if findings.tuples else None
     with writable(out):
         finished = find_manifest(out)
         if finished is not None and packing is not None:
@@ -65,6 +70,8 @@ def build(
         if packing is None or (findings.problems and options.on_bad == "fail"):
             raise _bad_source(out, findings, options, findings.problems)
         told = [f"layout: {findings.layout} ({reason})"] if reason else []
+        for line in (*told, *(f"note: {note}" for note in packing.plan.notes)):
+            print(line, file=sys.stderr)  # while there is time to think again
         with claim(out, packing.plan, alone=part is None):
             return _build(packing, out, execute, part, told)
 
@@ -74,7 +81,7 @@ def _build(packing: Packing, out: Storage, execute: Executor, part: Part | None,
     records, kept = _run(packing, shards, out, execute)
     problems = all_problems(packing.plan, records)
     if problems and packing.options.on_bad == "fail":
-        raise _bad_source(out, packing.findings, packing.options, problems, part)
+        raise _bad_source(out, packing.findings, packing.options, problems, part, packed=True)
     if kept:
         told.append(f"{kept:,} of {len(shards):,} shards were there from an interrupted build and were kept")
     if part is not None:
@@ -90,21 +97,23 @@ def merge(location: str | Path) -> str:
     """
     out = open_storage(location)
     plan = read_plan(out)
+    finished = find_manifest(out)
+    if plan is not None and finished is not None and finished.build.get("plan") == plan.digest:
+        release(out, plan)  # which an earlier merge did not get done
+        plan = None
     if plan is None:
-        finished = find_manifest(out)
         if finished is None:
             raise UserError(
                 f"{out.location}: holds no parts of a build; expected the OUT of `shard-tools build SRC OUT --part I/N`"
             )
         return f"{out.location}: already complete, nothing to do\n{_summarize(out, finished)}"
     with writable(out), claim(out, plan, alone=True):
-        there = out.names()
         records: dict[str, ShardRecord] = {}
         missing = []
         with progress("merging", total=len(plan.shards), unit="shards") as shown:
             for shard in plan.shards:
-                record = read_record(out, shard.name)
-                if record is None or (record.shard and not {record.shard.file, record.shard.index} <= there):
+                record = read_record(out, plan, shard.name)
+                if record is None:
                     missing.append(shard.name)
                 else:
                     records[shard.name] = record
@@ -117,6 +126,18 @@ def merge(location: str | Path) -> str:
             )
         manifest, notes = assemble(out, plan, records)
     return _summarize(out, manifest, notes)
+
+
+def _begun_with(out: Storage) -> Mapping[str, Any] | None:
+    """The arguments of the build that is in `out`, finished or not, None if there is none."""
+    try:
+        plan = read_plan(out)
+        if plan is not None:
+            return plan.arguments
+        finished = find_manifest(out)
+    except (OSError, UserError):
+        return None  # what is wrong there is said when it is used
+    return finished.build if finished else None
 
 
 def _run(
@@ -140,11 +161,18 @@ def _run(
 
 
 def _bad_source(
-    out: Storage, findings: Findings, options: BuildOptions, problems: Sequence[Problem], part: Part | None = None
+    out: Storage,
+    findings: Findings,
+    options: BuildOptions,
+    problems: Sequence[Problem],
+    part: Part | None = None,
+    *,
+    packed: bool = False,
 ) -> UserError:
     name = REPORT_NAME if part is None else REPORT_NAME.replace(".", f"-{part.number}-of-{part.count}.")
     report = write_report(out, found=findings.found, check=options.check, problems=problems, name=name)
     bad = count_tuples(problems)
+    unseen = "" if packed else " What is in the other files has not been looked at yet."
     way_out = (
         "Repair them and run the same command again, or leave them out with --on-bad skip."
         if bad < findings.found and options.on_bad == "fail"
@@ -152,7 +180,7 @@ def _bad_source(
     )
     return UserError(
         f"{bad:,} of {findings.found:,} tuples cannot be packed:\n{format_problems(problems)}\n"
-        f"All of them are in {report}. {way_out}"
+        f"All of them are in {report}. {way_out}{unseen}"
     )
 
 
@@ -170,14 +198,16 @@ def _summarize(out: Storage, manifest: Manifest, notes: Sequence[str] = ()) -> s
             f"left out: {manifest.counts.left_out:,} of {manifest.counts.found:,} tuples, listed in "
             f"{out.path(REPORT_NAME)}"
         )
-    launch = "accelerate launch --config_file accelerate_config.yaml -m dtrain train configs/demo.yaml"
-    lines.append(f"next: {launch} --data.manifest {out.location}")
+    launch = "accelerate launch --config_file accelerate_config.yaml -m dtrain train configs/my.yaml"
+    lines.append(f"next, with a copy of configs/demo.yaml: {launch} --data.manifest {shlex.quote(out.location)}")
     return "\n".join(lines)
 
 
 def _summarize_part(
     out: Storage, part: Part, shards: Sequence[PlannedShard], plan: BuildPlan, told: Sequence[str]
 ) -> str:
-    done = f"part {part}: {len(shards):,} of {len(plan.shards):,} shards are in {out.location}; no {MANIFEST_NAME} yet"
-    following = f"next, when all {part.count} parts are there: shard-tools merge {out.location}"
+    done = (
+        f"part {part}: its {len(shards):,} of {len(plan.shards):,} shards are in {out.location}; no {MANIFEST_NAME} yet"
+    )
+    following = f"next, when all {part.count} parts are there: shard-tools merge {shlex.quote(out.location)}"
     return "\n".join([*told, done, following])

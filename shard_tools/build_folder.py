@@ -14,10 +14,11 @@ from shard_tools.atomic import PARTIAL_SUFFIX
 from shard_tools.build_plan import BuildPlan
 from shard_tools.errors import UserError
 from shard_tools.manifest import MANIFEST_NAME, Manifest
+from shard_tools.records import DIGEST_NAME, RECORDS, STATE
 from shard_tools.storage import LocalStorage, Storage
 
-STATE = ".build"
 PLAN_NAME = f"{STATE}/plan.json"
+LOCK_NAME = f"{STATE}/lock"
 
 
 def check_finished(out: Storage, manifest: Manifest, plan: BuildPlan, on_bad: str) -> None:
@@ -61,10 +62,13 @@ def claim(out: Storage, plan: BuildPlan, *, alone: bool) -> Iterator[None]:
     What is built stays unfinished until `release`. A place behind a URL knows no locks.
     """
     with _locked(out.root, alone=alone) if isinstance(out, LocalStorage) else nullcontext():
+        if alone:
+            _remove_partials(out, plan)
         begun = read_plan(out)
         if begun is None:
             _refuse_foreign(out, plan)
             out.write(PLAN_NAME, plan.model_dump_json(indent=1))
+            out.write(DIGEST_NAME, plan.digest)
         else:
             _refuse_other(out, begun.arguments, plan.arguments)
             if begun.digest != plan.digest:
@@ -87,18 +91,27 @@ def read_plan(out: Storage) -> BuildPlan | None:
 
 def release(out: Storage, plan: BuildPlan) -> None:
     """Remove the state of a build, and what killed processes left half-written under other names."""
+    _remove_partials(out, plan)
+    out.remove_folder(RECORDS)
+    out.remove_folder(STATE)
+
+
+def _remove_partials(out: Storage, plan: BuildPlan) -> None:
     if isinstance(out, LocalStorage):
         shards = {shard.name for shard in plan.shards}
         for name in out.names():
             if name.endswith(PARTIAL_SUFFIX) and name.partition(".")[0] in shards:
                 out.remove(name)
-    out.remove_folder(STATE)
 
 
 @contextmanager
 def _locked(folder: Path, *, alone: bool) -> Iterator[None]:
-    """Hold a lock on `folder` that ends with this process, however that ends."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    """Hold a lock on `folder` that ends with this process, however that ends.
+
+    It is on a file that is open for writing, without which NFS gives no lock to one alone.
+    """
+    (folder / STATE).mkdir(exist_ok=True)
+    descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT)
     try:
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -108,8 +108,9 @@ class Packing:
             components = (StoredComponent(background.name, background.source_extension, background.extension),)
         return ShardTask(
             name=shard.name,
-            root=self.findings.root,
-            out=out,
+            plan=self.plan.digest,
+            root=self.findings.root.absolute(),
+            out=out.absolute(),
             tuples=tuple(tuples),
             components=components,
             rules=self.options.rules(),
@@ -117,10 +118,13 @@ class Packing:
         )
 
 
-def plan_build(findings: Findings, source: str, options: BuildOptions) -> Packing:
+def plan_build(
+    findings: Findings, source: str, options: BuildOptions, begun_with: Mapping[str, Any] | None = None
+) -> Packing:
     """Plan the packing of what was found. `source` is a name for the manifest. Raises UserError.
 
-    Reads a few hundred images where the size of shards is given in bytes, else nothing.
+    Reads a few hundred images where the size of shards is given in bytes, else nothing. `begun_with` are the arguments
+    of the build that is there already: the same bytes then mean the same number of tuples.
     """
     rules = options.rules()
     shared = options.backgrounds == "shared"
@@ -130,7 +134,10 @@ def plan_build(findings: Findings, source: str, options: BuildOptions) -> Packin
         )
         for name, extension, stored in zip(COMPONENTS, findings.extensions, (not shared, True, True, True), strict=True)
     )
-    shard_size = _shard_size(findings, components, rules, options)
+    if begun_with and options.shard_bytes is not None and begun_with.get("shard_bytes") == options.shard_bytes:
+        shard_size = int(begun_with["shard_size"])
+    else:
+        shard_size = _shard_size(findings, components, rules, options)
     split = split_tuples(findings, options.split, options.seed)
     shards = plan_shards(
         split.splits,

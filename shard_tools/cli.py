@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 from shard_tools.commands import keep, look, make, pack
@@ -41,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; the exit status is 0 when all is done, 1 for a user's mistake, 130 for Ctrl-C."""
     arguments = build_parser().parse_args(argv)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # no linear algebra here, so none of its threads in any worker
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)  # what batch systems send
     try:
         said = arguments.run(arguments)
     except UserError as error:
@@ -49,6 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("shard-tools: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    if said is not None:
-        print(said)
+    try:
+        print(*filter(None, [said]), flush=True, end="\n" if said else "")
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries once more at its end
+        print(f"shard-tools: done, but the output cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt

@@ -9,7 +9,15 @@ from PIL import Image
 
 from shard_tools.checks import ImageInfo
 from shard_tools.errors import UserError
-from shard_tools.pixels import SIXTEEN_BIT_MODES, decode_gray, decode_rgb, open_image
+from shard_tools.pixels import (
+    SIXTEEN_BIT_MODES,
+    decode_gray,
+    decode_rgb,
+    open_image,
+    to_gray,
+    to_rgb,
+    to_sixteen_bits,
+)
 
 MIN_SIZE, MAX_SIZE = 8, 4096
 DEFAULT_QUALITY = 92
@@ -39,14 +47,15 @@ def encode(data: bytes, info: ImageInfo, component: str, extension: str, encodin
     """Encode an image at the size of `encoding`, upright; returns the bytes and what their header says.
 
     Pictures are resized with Lanczos, depth and masks without overshoot (triangle and box filter). 16 bits of depth
-    stay 16 bits. Raises ValueError saying what is wrong with `data`.
+    stay 16 bits. Raises ValueError saying what is wrong with `data`, and NotGrayError, of its kind, for depth and masks
+    whose values would be lost.
     """
     side = (encoding.size, encoding.size)
     if component in ("bg", "fgbg"):
         picture = _resize(_open(data, info, "RGB"), side, Image.Resampling.LANCZOS)
         return _jpeg(np.asarray(picture), "RGB", encoding.quality), ImageInfo(*side, "RGB")
     if component == "depth" and info.mode in SIXTEEN_BIT_MODES:
-        values = Image.fromarray(np.asarray(open_image(data)).astype(np.float32))
+        values = Image.fromarray(to_sixteen_bits(open_image(data)).astype(np.float32))
         resized = np.asarray(_resize(values, side, Image.Resampling.BILINEAR)).round().astype(np.uint16)
         return _png(Image.fromarray(resized)), ImageInfo(*side, "I;16")
     filter_ = Image.Resampling.BILINEAR if component == "depth" else Image.Resampling.BOX
@@ -57,11 +66,10 @@ def encode(data: bytes, info: ImageInfo, component: str, extension: str, encodin
 
 
 def _open(data: bytes, info: ImageInfo, mode: str) -> Image.Image:
-    if info.orientation != 1:
-        upright = io.BytesIO()
-        open_image(data).save(upright, "PNG")
-        data = upright.getvalue()
-    return Image.fromarray(decode_rgb(data) if mode == "RGB" else decode_gray(data))
+    if info.orientation == 1:
+        return Image.fromarray(decode_rgb(data) if mode == "RGB" else decode_gray(data))
+    upright = open_image(data)
+    return Image.fromarray(to_rgb(upright) if mode == "RGB" else to_gray(upright))
 
 
 def _resize(image: Image.Image, side: tuple[int, int], resampling: Image.Resampling) -> Image.Image:

@@ -65,8 +65,10 @@ def print_lines(lines: Iterable[str]) -> None:
         for line in lines:
             print(line)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush when Python ends
+        if not isinstance(error, BrokenPipeError):
+            raise UserError(f"the output cannot be written: {error.strerror}") from None
 
 
 def _lines(storage: Storage, manifest: Manifest, shards: Sequence[tuple[str, Shard]], long: bool) -> Iterator[str]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import threading
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -12,18 +12,31 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from shard_tools.checks import ImageInfo, Problem
+from shard_tools.checks import ImageInfo, Kind, Problem
+from shard_tools.errors import UserError
 from shard_tools.index import format_sample, join_lines
 from shard_tools.layouts import SourceTuple
 from shard_tools.manifest import Shard
-from shard_tools.records import ComponentSeen, ShardRecord, summarize_images
-from shard_tools.source_images import BadImageError, ImageRules, SourceFolder, SourceImage, SourceImages, Stamp
+from shard_tools.records import DIGEST_NAME, ComponentSeen, ShardRecord, record_name, summarize_images
+from shard_tools.source_images import (
+    BadImageError,
+    ImageRules,
+    Size,
+    SourceFolder,
+    SourceImage,
+    SourceImages,
+    Stamp,
+)
 from shard_tools.storage import Storage
 from shard_tools.tar import TarWriter
 
 OnBad = Literal["fail", "skip"]
 
-RECORDS = ".build/records"
+SHAPE_TOLERANCE = 0.02
+"""By how much width / height may differ between images that are encoded anew at one size: a pixel in fifty."""
+
+PASSING: frozenset[Kind] = frozenset({"unreadable", "changed", "missing"})
+"""Problems that may be gone at the next look, though the file is the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +56,12 @@ class StoredComponent:
 class ShardTask:
     """All that a worker needs to write one shard, on this machine or another.
 
-    `name` is the file name without extension. Each of `tuples` has one file, below `root`, for each of `components`.
+    `name` is the file name without extension, `plan` the digest of the plan that it is from. Each of `tuples` has one
+    file, below `root`, for each of `components`.
     """
 
     name: str
+    plan: str
     root: Path
     out: Storage
     tuples: tuple[SourceTuple, ...]
@@ -69,15 +84,21 @@ def pack_shard(task: ShardTask) -> Packed:
     A tuple with a problem is left out whole; with on_bad "fail" the rest of the shard is still looked through, but
     nothing is written. Raises OSError or UserError where the output cannot be written.
     """
+    _refuse_belated(task)
     record = _finished(task)
     if record is not None:
         return Packed(record, kept=True)
     return Packed(_write(task), kept=False)
 
 
-def record_name(shard: str) -> str:
-    """Where the record of a shard lies."""
-    return f"{RECORDS}/{shard}.json"
+def _refuse_belated(task: ShardTask) -> None:
+    """A cluster may run a task again that it thought lost, when the build is finished and perhaps another has begun."""
+    try:
+        current = task.out.read(DIGEST_NAME).decode(errors="replace")
+    except FileNotFoundError:
+        current = ""
+    if current != task.plan:
+        raise UserError(f"{task.out.location}: {task.name} belongs to a build that is no longer under way here")
 
 
 class _AbandonedError(Exception):
@@ -87,6 +108,7 @@ class _AbandonedError(Exception):
 def _write(task: ShardTask) -> ShardRecord:
     shard_name, index_name = f"{task.name}.tar", f"{task.name}.idx"
     work = _Work(task)
+    task.out.remove(record_name(task.name))
     try:
         with task.out.writing(shard_name) as file:
             tar = TarWriter(file)
@@ -95,8 +117,6 @@ def _write(task: ShardTask) -> ShardRecord:
                 raise _AbandonedError
             size, digest = tar.finish()
     except _AbandonedError:
-        task.out.remove(shard_name)
-        task.out.remove(index_name)
         shard = None
     else:
         index = join_lines(lines).encode()
@@ -111,6 +131,7 @@ def _write(task: ShardTask) -> ShardRecord:
         )
     record = ShardRecord(
         name=task.name,
+        plan=task.plan,
         tuples=len(task.tuples),
         shard=shard,
         components=work.components(),
@@ -134,7 +155,7 @@ class _Work:
         self._shares_backgrounds = any(not part.stored for part in task.components)
         self._keys: list[str] = []
         self._infos: list[tuple[ImageInfo, ...]] = []
-        self._agreeing: tuple[ImageInfo, ...] = ()
+        self._agreeing: list[Size] = []
         self.stamps: list[Stamp] = []
         self.backgrounds: dict[str, str] = {}
         self.problems: list[Problem] = []
@@ -153,7 +174,7 @@ class _Work:
             parts = [(extension, images[number].data) for number, extension in stored]
             parts.append(("json", self._metadata(item)))
             self._keys.append(item.key)
-            self._infos.append(self._agreeing)
+            self._infos.append(tuple([image.info for image in images]))
             yield format_sample(item.key, tar.add_sample(item.key, parts))
 
     def components(self) -> dict[str, ComponentSeen]:
@@ -172,10 +193,10 @@ class _Work:
             self._note_flaws(item, first)
             return None
         self.stamps += [image.stamp for image in images]
-        infos = tuple([image.info for image in images])
-        if infos != self._agreeing and not self._sizes_agree(item, infos):
+        sizes = [image.native for image in images]
+        if sizes != self._agreeing and not self._sizes_agree(item, sizes):
             return None
-        self._agreeing = infos
+        self._agreeing = sizes
         self.backgrounds[item.background] = images[0].digest
         return images
 
@@ -192,11 +213,15 @@ class _Work:
             text = f"{first}; but not when it was read again: something changes it"
             self.problems.append(Problem(item.key, ", ".join(item.files), "changed", text))
 
-    def _sizes_agree(self, item: SourceTuple, infos: tuple[ImageInfo, ...]) -> bool:
-        width, height, _, _ = infos[0]
-        for file, info in zip(item.files, infos, strict=True):
-            if info.width != width or info.height != height:
-                text = f"{info.width}×{info.height} pixels, but its bg has {width}×{height}"
+    def _sizes_agree(self, item: SourceTuple, sizes: Sequence[Size]) -> bool:
+        """Whether all are of the size of the background, or of its shape where they are made one size anyway."""
+        width, height = sizes[0]
+        encoded = self._task.rules.encoding is not None
+        for file, size in zip(item.files, sizes, strict=True):
+            if encoded and abs(size[0] * height - size[1] * width) <= SHAPE_TOLERANCE * size[0] * height:
+                continue
+            if size != sizes[0]:
+                text = f"{size[0]}×{size[1]} pixels, but its bg has {width}×{height}"
                 self.problems.append(Problem(item.key, file, "sizes differ", text))
                 return False
         return True
@@ -207,9 +232,13 @@ class _Work:
         Paths out of the source's root would say where it lay, and lead nowhere on another machine: they stay out.
         """
         background = f',"bg":"{item.background}"' if self._shares_backgrounds else ""
-        lines = "\n".join(("", *item.files))
-        files = "" if "\n/" in lines or ".." in lines else _files_to_json(item.files)
+        paths = "/\n".join(("", *item.files, ""))
+        files = "" if "\n/" in paths or ("../" in paths and _lead_out(item.files)) else _files_to_json(item.files)
         return f"{item.metadata[:-1]}{background}{files}}}".encode()
+
+
+def _lead_out(files: tuple[str, ...]) -> bool:
+    return any(".." in file.split("/") for file in files)
 
 
 def _files_to_json(files: tuple[str, ...]) -> str:
@@ -226,6 +255,8 @@ def _finished(task: ShardTask) -> ShardRecord | None:
     """
     try:
         record = ShardRecord.model_validate_json(task.out.read(record_name(task.name)))
+        if record.plan != task.plan or any(problem.kind in PASSING for problem in record.problems):
+            return None
         if record.problems and task.on_bad == "fail":
             return None
         if record.shard is not None and not _is_whole(task.out, record.shard):
@@ -267,7 +298,10 @@ _of_thread = threading.local()
 
 def _images_of(root: Path, rules: ImageRules) -> SourceImages:
     """One for all tasks of a build that this thread does, so that backgrounds stay known from one to the next."""
-    status = root.stat()  # another folder may have taken the name since the last build
+    try:
+        status = root.stat()  # another folder may have taken the name since the last build
+    except OSError as error:
+        raise UserError(f"{root}: cannot be read: {error.strerror}; SRC has to stay where it is") from None
     source = (root, status.st_dev, status.st_ino, rules)
     if getattr(_of_thread, "source", None) != source:
         _of_thread.source, _of_thread.images = source, SourceImages(root, rules)

@@ -8,29 +8,45 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from shard_tools.checks import MAX_PIXELS, READABLE_FORMATS
+from shard_tools.checks import MAX_PIXELS, READABLE_FORMATS, exif_orientation
 
 Pixels = NDArray[np.uint8]
 
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L")
 """Pillow's modes of grey with 16 bits (a 16-bit PNG is "I" before Pillow 10, "I;16" since)."""
 
+_TRANSPARENT_BY_VALUE = ("1", "L", "RGB", *SIXTEEN_BIT_MODES)
+"""Pillow's modes in which transparent pixels differ from others without alpha, too."""
+
 GRAY_TOLERANCE = 32
 """How far the channels of a grey picture may lie apart after a JPEG has rounded its colours."""
 
 
+GRAY_EXPECTED = "expected one grey channel of 8 or 16 bits; save it so"
+"""What to say of values that grey of 16 bits cannot hold."""
+
+
+class NotGrayError(ValueError):
+    """Raised for an image whose values would be lost if it was read as grey."""
+
+
 def decode_rgb(data: bytes) -> Pixels:
     """Decode to uint8 (H, W, 3). Raises ValueError saying what is wrong with the data."""
-    return _decode(data, "RGB", "RGB")
+    pixels = _decode_jpeg(data, "RGB")
+    return to_rgb(open_image(data)) if pixels is None else pixels
 
 
 def decode_gray(data: bytes) -> Pixels:
-    """Decode to uint8 (H, W); colour becomes luma (ITU-R 601), 16 bits keep their upper 8. Raises ValueError."""
-    pixels = _decode(data, "GRAY", "L")
-    return pixels[..., 0] if pixels.ndim == 3 else pixels
+    """Decode to uint8 (H, W); colour becomes luma (ITU-R 601), 16 bits keep their upper 8.
+
+    Raises ValueError, and of its kind NotGrayError as `to_gray` does.
+    """
+    pixels = _decode_jpeg(data, "GRAY")
+    return to_gray(open_image(data)) if pixels is None else pixels[..., 0]
 
 
-def _decode(data: bytes, colorspace: str, mode: str) -> Pixels:
+def _decode_jpeg(data: bytes, colorspace: str) -> Pixels | None:
+    """The pixels (H, W, channels) of a JPEG; None for what only Pillow reads. Raises ValueError."""
     if data[:2] == b"\xff\xd8":
         try:
             height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
@@ -41,10 +57,42 @@ def _decode(data: bytes, colorspace: str, mode: str) -> Pixels:
                 return decoded
         except ValueError as error:
             raise ValueError(f"damaged JPEG ({error})") from None
-    image = open_image(data)
-    if image.mode in SIXTEEN_BIT_MODES:
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    return np.asarray(image.convert(mode))
+    return None
+
+
+def to_rgb(image: Image.Image) -> Pixels:
+    """An opened image as uint8 (H, W, 3); of 16 bits the upper 8. Raises ValueError."""
+    return np.asarray(_eight_bits(image).convert("RGB"))
+
+
+def to_gray(image: Image.Image) -> Pixels:
+    """An opened image as uint8 (H, W); colour becomes luma, 16 bits keep their upper 8.
+
+    Raises NotGrayError for floating point, for numbers beyond 16 bits, and where alpha is not opaque throughout.
+    """
+    if image.mode == "F":
+        raise NotGrayError(f"is of floating point, which grey of 8 bits cannot hold; {GRAY_EXPECTED}")
+    if (
+        image.mode not in _TRANSPARENT_BY_VALUE
+        and image.has_transparency_data
+        and image.convert("RGBA").getchannel("A").getextrema() != (255, 255)
+    ):
+        raise NotGrayError(f"is partly transparent, which would be lost; {GRAY_EXPECTED}")
+    return np.asarray(_eight_bits(image).convert("L"))
+
+
+def to_sixteen_bits(image: Image.Image) -> NDArray[np.uint16]:
+    """An opened image of SIXTEEN_BIT_MODES as uint16 (H, W). Raises NotGrayError for numbers beyond 0..65535."""
+    values = np.asarray(image)
+    if values.size and not 0 <= values.min() <= values.max() <= 65535:
+        raise NotGrayError(f"has values from {values.min()} to {values.max()}; {GRAY_EXPECTED}")
+    return values.astype(np.uint16)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    if image.mode not in SIXTEEN_BIT_MODES:
+        return image
+    return Image.fromarray((to_sixteen_bits(image) >> 8).astype(np.uint8))
 
 
 def open_image(data: bytes) -> Image.Image:
@@ -56,7 +104,7 @@ def open_image(data: bytes) -> Image.Image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ValueError(f"{image.width}×{image.height} pixels are more than {MAX_PIXELS:,}")
                 image.load()
-                return ImageOps.exif_transpose(image)
+                return image if exif_orientation(image, data) == 1 else ImageOps.exif_transpose(image)
     except Exception as error:  # Pillow's decoders raise whatever their parsing hits
         raise ValueError(str(error) or type(error).__name__) from None
 

@@ -54,6 +54,9 @@ def plan_shards(
         if background_codes is not None:
             _, first = np.unique(background_codes[order], return_index=True)
             shards += _cut(split, order[first], shard_size, backgrounds=True)
+    names = [shard.name for shard in shards]
+    if len(set(names)) != len(names):
+        raise UserError("--backgrounds shared: a split called backgrounds-NAME gets in its way; rename the split")
     return shards
 
 

@@ -9,6 +9,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from shard_tools.checks import ImageInfo, Problem
 from shard_tools.manifest import Shard
 
+STATE = ".build"
+"""The folder of a build that is not finished."""
+
+DIGEST_NAME = f"{STATE}/digest"
+RECORDS = f"{STATE}/records"
+
+
+def record_name(shard: str) -> str:
+    """Where the record of a shard lies."""
+    return f"{RECORDS}/{shard}.json"
+
 
 class ModeSeen(BaseModel):
     """How many images of a component have one colour mode, and the key of the first."""
@@ -31,13 +42,14 @@ class ComponentSeen(BaseModel):
 class ShardRecord(BaseModel):
     """A finished task: the shard, or none where no tuple was fit to be packed.
 
-    `sources` is a digest of the sizes and times of all files that were read, `backgrounds` has a digest of the content
-    of each background by its key.
+    `plan` is the digest of the plan that the task is from, `sources` one of the sizes and times of all files that were
+    read, `backgrounds` has one of the content of each background by its key.
     """
 
     model_config = ConfigDict(frozen=True)
 
     name: str
+    plan: str
     tuples: int = Field(gt=0)
     shard: Shard | None
     components: dict[str, ComponentSeen]
@@ -56,11 +68,16 @@ class Changed(NamedTuple):
 def summarize_images(infos: Sequence[ImageInfo], keys: Sequence[str]) -> ComponentSeen:
     """One component of a shard, from the headers of its images and the keys of their tuples."""
     counts: dict[ImageInfo, int] = {}
+    first: dict[ImageInfo, int] = {}
+    place = 0
     for info, run in groupby(infos):
-        counts[info] = counts.get(info, 0) + sum(1 for _ in run)
+        count = sum(1 for _ in run)
+        counts[info] = counts.get(info, 0) + count
+        first.setdefault(info, place)
+        place += count
     modes: dict[str, ModeSeen] = {}
     for info, count in counts.items():
-        seen = ModeSeen(images=count, first=keys[infos.index(info)])
+        seen = ModeSeen(images=count, first=keys[first[info]])
         modes[info.mode] = _add(modes[info.mode], seen) if info.mode in modes else seen
     sizes = {(info.width, info.height) for info in counts}
     size = sizes.pop() if len(sizes) == 1 else None

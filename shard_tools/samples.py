@@ -29,13 +29,14 @@ class BackgroundLibrary:
 
     def __init__(self, storage: Storage, shards: Sequence[Shard], extension: str) -> None:
         self._storage = storage
-        self._places: dict[str, tuple[Shard, IndexedSample]] = {}
+        self._places: dict[str, tuple[Shard, int, int]] = {}
         self._kept: OrderedDict[str, bytes] = OrderedDict()
         self._bytes = 0
-        self._extension = extension
         for shard in shards:
             for sample in read_index(storage, shard):
-                self._places[sample.key] = (shard, sample)
+                for member in sample.members:
+                    if member.extension == extension:
+                        self._places[sample.key] = (shard, member.offset, member.size)
 
     def __contains__(self, key: str) -> bool:
         return key in self._places
@@ -47,24 +48,16 @@ class BackgroundLibrary:
             return self._kept[key]
         if key not in self._places:
             raise UserError(f"{self._storage.location}: no background {key!r} in the shards of backgrounds")
-        shard, wanted = self._places[key]
-        # One opening of the shard, which behind a URL is one download, serves its neighbours too.
-        samples = [wanted] if self._storage.is_local else [s for where, s in self._places.values() if where is shard]
-        path = self._storage.path(shard.file)
-        with self._storage.reading(shard.file) as file:
-            for sample in samples:
-                self._keep(sample.key, read_members(file, sample, path).get(self._extension, b""))
-            data = read_members(file, wanted, path).get(self._extension)
-        if data is None:
-            raise UserError(f"{path}: background {key!r} has no {self._extension}; build the shards again")
-        return data
-
-    def _keep(self, key: str, data: bytes) -> None:
+        shard, offset, size = self._places[key]
+        data = self._storage.read_range(shard.file, offset, size)
+        if len(data) != size:
+            raise UserError(f"{self._storage.path(shard.file)}: ends inside background {key!r}; copy it again")
         self._kept[key] = data
         self._bytes += len(data)
         while self._bytes > BACKGROUND_BYTES:
             _, dropped = self._kept.popitem(last=False)
             self._bytes -= len(dropped)
+        return data
 
 
 @lru_cache(maxsize=2)

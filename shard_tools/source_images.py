@@ -4,15 +4,16 @@ import hashlib
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from shard_tools.checks import ORIENTATIONS, Flaw, ImageInfo, JpegHeaders, Kind, inspect_image
+from shard_tools.checks import FIRST_ON_ITS_SIDE, ORIENTATIONS, Flaw, ImageInfo, JpegHeaders, Kind, inspect_image
 from shard_tools.encode import Encoding, encode
-from shard_tools.pixels import decode_gray, decode_rgb, gray_channels_differ
+from shard_tools.pixels import GRAY_EXPECTED, NotGrayError, decode_gray, decode_rgb, gray_channels_differ
 
 Check = Literal["none", "header", "decode"]
 
@@ -25,6 +26,9 @@ _CLOCK_SLACK_NS = 2 * 10**9
 UNCHECKED = ImageInfo(0, 0, "unknown")
 """What is known of an image that was not looked at."""
 
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
 Stamp = tuple[int, int]
 """The state of a file: its size in bytes, and the time of its last change in ns."""
 
@@ -34,12 +38,14 @@ NO_FILE: Stamp = (-1, -1)
 class SourceImage(NamedTuple):
     """An image as it goes into a shard: its bytes, what its header says, and the state of the file it came from.
 
-    `digest` identifies the content of a background; others have none.
+    `native` is the size of the image in that file, upright; (0, 0) where it was not looked at. `digest` identifies the
+    content of a background; others have none.
     """
 
     data: bytes
     info: ImageInfo
     stamp: Stamp
+    native: Size
     digest: str = ""
 
 
@@ -100,8 +106,11 @@ class BadImageError(Exception):
 Loader = Callable[[str], SourceImage]
 """Loads a file of one component. Raises BadImageError."""
 
-_Look = Callable[[bytes], tuple[bytes, ImageInfo]]
-"""Looks at the bytes of a file: what goes into the shard for them, and what its header says. Raises BadImageError."""
+_Look = Callable[[bytes], tuple[bytes, ImageInfo, Size]]
+"""Looks at the bytes of a file: what goes into the shard for them, what its header says, and the size in the file.
+
+Raises BadImageError.
+"""
 
 
 class SourceImages:
@@ -134,8 +143,8 @@ class SourceImages:
                     raise BadImageError("changed", "was changed while it was being read")
             except OSError as error:
                 raise BadImageError("unreadable", f"cannot be read: {error.strerror}") from None
-            stored, info = look(data)
-            return SourceImage(stored, info, stamp)
+            stored, info, native = look(data)
+            return SourceImage(stored, info, stamp, native)
 
         return partial(self._load_background, load) if component == BACKGROUND else load
 
@@ -155,35 +164,45 @@ class SourceImages:
 
 
 def _how_to_look(rules: ImageRules, component: str, extension: str) -> _Look:
-    inspect = JpegHeaders().inspect if extension == "jpg" else partial(inspect_image, extension=extension)
+    inspect_bytes = JpegHeaders().inspect if extension == "jpg" else partial(inspect_image, extension=extension)
+    unfit = _NOT_GRAY if component in _READ_AS_GRAY else {}
 
-    def at_nothing(data: bytes) -> tuple[bytes, ImageInfo]:
+    def inspect(data: bytes) -> ImageInfo:
+        info = inspect_bytes(data)
+        if isinstance(info, Flaw):
+            raise BadImageError(*info)
+        if info.mode in unfit:
+            text = f"has {unfit[info.mode]}, but {component} is read as grey: {GRAY_EXPECTED}"
+            raise BadImageError("other format", text)
+        return info
+
+    def at_nothing(data: bytes) -> tuple[bytes, ImageInfo, Size]:
         if not data:
             raise BadImageError("empty", "empty file (0 bytes)")
-        return data, UNCHECKED
+        return data, UNCHECKED, (0, 0)
 
-    def at_header(data: bytes) -> tuple[bytes, ImageInfo]:
+    def at_header(data: bytes) -> tuple[bytes, ImageInfo, Size]:
         info = inspect(data)
-        if isinstance(info, Flaw):
-            raise BadImageError(*info)
         if info.orientation != 1:
             raise BadImageError("rotated", _ROTATED.format(ORIENTATIONS[info.orientation]))
-        return data, info
+        return data, info, (info.width, info.height)
 
-    def at_pixels(data: bytes) -> tuple[bytes, ImageInfo]:
+    def at_pixels(data: bytes) -> tuple[bytes, ImageInfo, Size]:
         seen = at_header(data)
-        _decode(data, component)
+        with _decoding():
+            _DECODERS[component](data)
+            _refuse_colour(data, component)
         return seen
 
-    def and_encode(data: bytes) -> tuple[bytes, ImageInfo]:
+    def and_encode(data: bytes) -> tuple[bytes, ImageInfo, Size]:
         assert rules.encoding is not None
         info = inspect(data)
-        if isinstance(info, Flaw):
-            raise BadImageError(*info)
-        try:
-            return encode(data, info, component, extension, rules.encoding)
-        except ValueError as error:
-            raise BadImageError("damaged", f"cannot be decoded: {error}") from None
+        with _decoding():
+            if rules.check == "decode":
+                _refuse_colour(data, component)
+            encoded = encode(data, info, component, extension, rules.encoding)
+        on_its_side = info.orientation >= FIRST_ON_ITS_SIDE
+        return (*encoded, (info.height, info.width) if on_its_side else (info.width, info.height))
 
     if rules.encoding is not None:
         return and_encode
@@ -195,18 +214,31 @@ _ROTATED = (
     "turn the pixels themselves, or pack with --size, which does"
 )
 
+_READ_AS_GRAY = ("depth", "mask")
+
+_NOT_GRAY = {
+    "F": "pixels of floating point",
+    **dict.fromkeys(("LA", "La", "PA", "RGBA", "RGBa"), "an alpha channel"),
+}
+"""Pillow's modes of pixels that lose what they say when they are read as grey, and what they have."""
+
 _DECODERS: dict[str, Callable[[bytes], object]] = {
     "bg": decode_rgb, "fgbg": decode_rgb, "depth": decode_gray, "mask": decode_gray,
 }  # fmt: skip
 
 
-def _decode(data: bytes, component: str) -> None:
+@contextmanager
+def _decoding() -> Iterator[None]:
     try:
-        _DECODERS[component](data)
-        coloured = component in ("depth", "mask") and gray_channels_differ(data)
+        yield
+    except NotGrayError as error:
+        raise BadImageError("other format", str(error)) from None
     except ValueError as error:
         raise BadImageError("damaged", f"cannot be decoded: {error}") from None
-    if coloured:
+
+
+def _refuse_colour(data: bytes, component: str) -> None:
+    if component in _READ_AS_GRAY and gray_channels_differ(data):
         raise BadImageError(
             "coloured", f"has coloured pixels, but {component} is read as grey; save it with one channel"
         )

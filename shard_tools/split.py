@@ -86,6 +86,11 @@ def split_by_index(backgrounds: Groups, *, train: int | None, test: int | None) 
     total = len(backgrounds.codes)
     if train is None:
         count = len(backgrounds.names)
+        if np.any(np.diff(backgrounds.codes) < 0):
+            raise UserError(
+                "--split index: the tuples are not in the order of their backgrounds, so 3/4 of the backgrounds are no "
+                "first part; give --train N, or another --split, such as --split backgrounds"
+            )
         first = max(1, min(count * 3 // 4, count - 1))
         train = int(np.argmax(backgrounds.codes == first)) if first < count else total
     if not 1 <= train <= total:
@@ -127,6 +132,8 @@ def _split_by_column(splits: Groups | None) -> SplitPlan:
     notes = []
     if unused := int((splits.codes < 0).sum()):
         notes.append(f"{unused:,} of {len(splits.codes):,} tuples belong to no split (empty in the column split)")
+    if not splits.names:
+        raise UserError("--split column: the column split is empty in every row; fill it, or choose another --split")
     by_name = {name: np.flatnonzero(splits.codes == code) for code, name in enumerate(splits.names)}
     return _plan("column", by_name, notes)
 

@@ -19,7 +19,8 @@ from typing import IO, Any, BinaryIO, ClassVar, Protocol
 from shard_tools.atomic import PARTIAL_SUFFIX, sync_directory
 from shard_tools.errors import UserError
 
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+)(?:://|:/|::.*?://)")
+_USER_INFO = re.compile(r"//[^/@]+@")
 _REFUSED_SCHEMES = {"pipe", "shell", "cmd"}
 _EXTRAS = {"s3": "s3", "s3a": "s3"}
 
@@ -42,6 +43,9 @@ class Storage(Protocol):
     def path(self, name: str) -> str:
         """Where an object lies, for messages."""
 
+    def absolute(self) -> "Storage":
+        """The same place, for processes that are elsewhere."""
+
     def writing(self, name: str) -> Any:
         """Context manager of a binary file; the object appears, whole, only if the block ends without an exception."""
 
@@ -56,6 +60,9 @@ class Storage(Protocol):
 
     def read(self, name: str) -> bytes:
         """All bytes of an object."""
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """`size` bytes of an object from `offset` on; fewer where it ends before."""
 
     def size(self, name: str) -> int:
         """Its size in bytes."""
@@ -100,6 +107,9 @@ class LocalStorage:
     def path(self, name: str) -> str:
         return str(self.root / name)
 
+    def absolute(self) -> "LocalStorage":
+        return LocalStorage(self.root.absolute())
+
     @contextmanager
     def writing(self, name: str) -> Iterator[BinaryIO]:
         target = self.root / name
@@ -131,6 +141,11 @@ class LocalStorage:
     def read(self, name: str) -> bytes:
         return (self.root / name).read_bytes()
 
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        with (self.root / name).open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
     def size(self, name: str) -> int:
         return (self.root / name).stat().st_size
 
@@ -160,25 +175,36 @@ class RemoteStorage:
 
     @property
     def location(self) -> str:
-        return self.url
+        return _USER_INFO.sub("//***@", self.url)
 
     def path(self, name: str) -> str:
-        return f"{self.url}/{name}" if name else self.url
+        return f"{self.location}/{name}" if name else self.location
+
+    def absolute(self) -> "RemoteStorage":
+        return self
 
     @contextmanager
     def writing(self, name: str) -> Iterator[IO[bytes]]:
-        with tempfile.NamedTemporaryFile(prefix="shard-tools-") as file:
-            yield file
-            sent = file.tell()
-            file.flush()
-            self._call(f"{self.path(name)}: cannot be written", lambda fs: fs.put_file(file.name, self.path(name)))
+        try:
+            with tempfile.NamedTemporaryFile(prefix="shard-tools-") as file:
+                yield file
+                sent = file.tell()
+                file.flush()
+                self._call(name, "written", lambda fs, path: fs.put_file(file.name, path))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise UserError(
+                f"{tempfile.gettempdir()}: {name} cannot be prepared there: {error.strerror}; "
+                "set TMPDIR to a folder with room for one shard for each worker"
+            ) from None
         arrived = self.size(name)
         if arrived != sent:
             raise UserError(f"{self.path(name)}: {arrived:,} of {sent:,} bytes arrived; run the same command again")
 
     def write(self, name: str, data: bytes | str) -> None:
         content = data.encode() if isinstance(data, str) else data
-        self._call(f"{self.path(name)}: cannot be written", lambda fs: fs.pipe_file(self.path(name), content))
+        self._call(name, "written", lambda fs, path: fs.pipe_file(path, content))
 
     def settle(self) -> None:
         """Nothing to do: an object that is there stays there."""
@@ -187,72 +213,89 @@ class RemoteStorage:
     def reading(self, name: str) -> Iterator[IO[bytes]]:
         """The object is fetched to a temporary file first, in one request."""
         with tempfile.NamedTemporaryFile(prefix="shard-tools-") as file:
-            self._call(f"{self.path(name)}: cannot be read", lambda fs: fs.get_file(self.path(name), file.name))
+            self._call(name, "read", lambda fs, path: fs.get_file(path, file.name))
             yield file
 
     def read(self, name: str) -> bytes:
-        return bytes(self._call(f"{self.path(name)}: cannot be read", lambda fs: fs.cat_file(self.path(name))))
+        return bytes(self._call(name, "read", lambda fs, path: fs.cat_file(path)))
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        return bytes(self._call(name, "read", lambda fs, path: fs.cat_file(path, start=offset, end=offset + size)))
 
     def size(self, name: str) -> int:
-        def ask(fs: Any) -> int:
+        def ask(fs: Any, path: str) -> int:
             fs.invalidate_cache()
-            return int(fs.info(self.path(name))["size"])
+            return int(fs.info(path)["size"])
 
-        return int(self._call(f"{self.path(name)}: cannot be read", ask))
+        return int(self._call(name, "read", ask))
 
     def names(self, folder: str = "") -> set[str]:
-        def ask(fs: Any) -> set[str]:
+        def ask(fs: Any, path: str) -> set[str]:
             fs.invalidate_cache()
-            entries = fs.ls(self.path(folder), detail=True)
+            entries = fs.ls(path, detail=True)
             return {entry["name"].rpartition("/")[2] for entry in entries if entry["type"] == "file"}
 
         try:
-            found: set[str] = self._call(f"{self.path(folder)}: cannot be listed", ask)
+            found: set[str] = self._call(folder, "listed", ask)
         except FileNotFoundError:
             return set()
         return found
 
     def remove(self, name: str) -> None:
         with suppress(FileNotFoundError):
-            self._call(f"{self.path(name)}: cannot be removed", lambda fs: fs.rm_file(self.path(name)))
+            self._call(name, "removed", lambda fs, path: fs.rm_file(path))
 
     def remove_folder(self, folder: str) -> None:
+        def remove(fs: Any, path: str) -> None:  # one by one: a path given to rm() may be taken for a pattern
+            fs.invalidate_cache()
+            for file in fs.find(path):
+                fs.rm_file(file)
+
         with suppress(FileNotFoundError):
-            self._call(f"{self.path(folder)}: cannot be removed", lambda fs: fs.rm(self.path(folder), recursive=True))
+            self._call(folder, "removed", remove)
 
     @cached_property
-    def _fs(self) -> Any:
+    def _fs_and_root(self) -> tuple[Any, str]:
         import fsspec
 
         scheme = self.url.partition("://")[0]
         try:
-            return fsspec.filesystem(scheme)
+            fs, root = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError) as error:
             extra = _EXTRAS.get(scheme)
             way_out = f"pip install 'dtrain[{extra}]'" if extra else "install the fsspec package for this scheme"
-            raise UserError(f"{self.url}: {scheme}:// cannot be used: {error}; {way_out}") from None
+            raise UserError(f"{self.location}: {scheme}:// cannot be used: {error}; {way_out}") from None
+        return fs, root.rstrip("/")
 
-    def _call(self, what: str, function: Callable[[Any], Any]) -> Any:
+    def _call(self, name: str, done: str, function: Callable[[Any, str], Any]) -> Any:
         try:
-            return function(self._fs)
+            fs, root = self._fs_and_root
+            return function(fs, f"{root}/{name}" if name else root)
         except (FileNotFoundError, UserError):
             raise
         except Exception as error:  # implementations raise their libraries' own
-            reason = str(error) or type(error).__name__
-            raise UserError(f"{what}: {reason}; check the address, the network and the credentials") from None
+            reason = _USER_INFO.sub("//***@", str(error)) or type(error).__name__
+            raise UserError(
+                f"{self.path(name)}: cannot be {done}: {reason}; check the address, the network and the credentials"
+            ) from None
 
     def __getstate__(self) -> dict[str, str]:
         return {"url": self.url}
 
 
 def open_storage(location: str | Path) -> LocalStorage | RemoteStorage:
-    """The storage at a path or URL. Nothing is read or written yet. Raises UserError for a scheme that is no place."""
-    match = _URL.match(str(location))
+    """The storage at a path or URL. Nothing is read or written yet. Raises UserError for what is neither."""
+    text = str(location)
+    match = _URL.match(text)
     if match is None:
         return LocalStorage(Path(location))
-    scheme = match[1].lower()
+    scheme, rest = match[1].lower(), text[len(match[0]) :]
     if scheme in _REFUSED_SCHEMES:
-        raise UserError(f"{location}: {scheme}: runs a command and is refused; give a path or the URL of a folder")
+        raise UserError(f"{text}: {scheme}: runs a command and is refused; give a path or the URL of a folder")
+    if "::" in match[0] or not match[0].endswith("://") or not rest.strip("/"):
+        raise UserError(f"{text}: neither a path nor the URL of a folder; expected something like s3://bucket/folder")
     if scheme == "file":
-        return LocalStorage(Path(str(location)[len(match[0]) :]))
-    return RemoteStorage(str(location).rstrip("/"))
+        if not rest.startswith("/"):
+            raise UserError(f"{text}: expected file:// and an absolute path, such as file:///data/shards")
+        return LocalStorage(Path(rest))
+    return RemoteStorage(f"{scheme}://{rest.rstrip('/')}")

@@ -7,7 +7,7 @@ from collections import OrderedDict
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from shard_tools.checks import MAX_PIXELS
 
@@ -65,6 +65,8 @@ def _open_with_pillow(data: bytes, channels: int, otherwise: str) -> Image.Image
                 upper = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
                 return upper.convert("RGB") if channels == 3 else upper
             return image.convert("RGB" if channels == 3 else "L")
+    except UnidentifiedImageError:
+        raise ValueError(f"not an image that can be read ({otherwise})") from None
     except Exception as error:  # Pillow's decoders raise whatever their parsing hits
         raise ValueError(f"{error} ({otherwise})") from None
 

@@ -69,7 +69,10 @@ def subset_lengths(shard_lengths: Sequence[int], samples: int | None) -> list[in
     if samples is None:
         return list(shard_lengths)
     if samples > sum(shard_lengths):
-        raise UserError(f"samples: {samples} asked for, but the split holds {sum(shard_lengths)}")
+        raise UserError(
+            f"samples: {samples} asked for, but the split holds {sum(shard_lengths)}; ask for fewer "
+            "(--stages.N.samples on the command line), or leave the key out to take all"
+        )
     starts = np.cumsum([0, *shard_lengths])[:-1]
     kept = np.clip(samples - starts, 0, shard_lengths)
     return [int(length) for length in kept if length > 0]

@@ -1,6 +1,5 @@
 """Bytes of any sample of a split in one `pread`, found through the index beside its shard. Never decodes."""
 
-import hashlib
 import json
 import os
 import threading
@@ -13,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shard_tools.errors import UserError
-from shard_tools.index import parse_index
 from shard_tools.manifest import Manifest, Shard
+from shard_tools.samples import read_index
+from shard_tools.storage import LocalStorage
 
 BACKGROUND = "bg"
 MAX_OPEN_SHARDS = 2 * 64 + 8
@@ -66,7 +66,7 @@ class ShardReader:
         return {
             key: (shard, number)
             for shard in self._background_shards
-            for number, key in enumerate(_load_index(self._folder / shard.index, shard, [extension])[0])
+            for number, key in enumerate(_load_index(self._folder, shard, [extension])[0])
         }
 
     def _read_background(self, metadata: bytes, sample: str) -> bytes:
@@ -102,7 +102,7 @@ class _OpenShard:
 
     def __init__(self, folder: Path, shard: Shard, extensions: Sequence[str]) -> None:
         self._path = folder / shard.file
-        self.keys, self._offsets, self._sizes = _load_index(folder / shard.index, shard, extensions)
+        self.keys, self._offsets, self._sizes = _load_index(folder, shard, extensions)
         try:
             self._descriptor = os.open(self._path, os.O_RDONLY)
         except OSError as error:
@@ -129,22 +129,17 @@ _WAY_OUT = "copy it again, or build the shards again with the same `shard-tools 
 
 
 def _load_index(
-    path: Path, shard: Shard, extensions: Sequence[str]
+    folder: Path, shard: Shard, extensions: Sequence[str]
 ) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}; {_WAY_OUT}") from None
-    if hashlib.sha256(data).hexdigest() != shard.index_sha256:
-        raise UserError(f"{path}: is not the index that the manifest names (SHA-256 differs); {_WAY_OUT}")
-    samples = parse_index(data.decode(), path)
-    if len(samples) != shard.samples:
-        raise UserError(f"{path}: {len(samples)} samples, but the manifest says {shard.samples}; {_WAY_OUT}")
+    """The keys, and offsets and sizes in bytes of the members with `extensions`, each (samples, extensions)."""
+    samples = read_index(LocalStorage(folder), shard)
     places = np.empty((len(samples), len(extensions), 2), dtype=np.int64)
     for number, sample in enumerate(samples):
         members = {member.extension: (member.offset, member.size) for member in sample.members}
         for column, extension in enumerate(extensions):
             if extension not in members:
-                raise UserError(f"{path}: sample {sample.key!r} has no member {extension!r}; {_WAY_OUT}")
+                raise UserError(
+                    f"{folder / shard.index}: sample {sample.key!r} has no member {extension!r}; {_WAY_OUT}"
+                )
             places[number, column] = members[extension]
     return [sample.key for sample in samples], places[..., 0], places[..., 1]

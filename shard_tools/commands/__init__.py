@@ -1,7 +1,7 @@
 """What the commands of `shard-tools` share: how one is added, and arguments that several take. Does no work."""
 
 import os
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +24,15 @@ def add_command(
 def add_workers(command: ArgumentParser) -> None:
     """--workers N."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    command.add_argument("--workers", type=int, default=cores, metavar="N", help="processes (default: %(default)s)")
+    command.add_argument(
+        "--workers", type=_positive, default=cores, metavar="N", help="processes (default: %(default)s)"
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ArgumentTypeError(f"{text}: expected 1 or more")
+    return int(text)
 
 
 def add_location(command: ArgumentParser) -> None:

@@ -1,5 +1,6 @@
 """Which layout a source has: the one the user names, or the one that it looks like. Scans nothing by itself."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ def choose_layout(source: Path, name: str | None) -> tuple[Layout, str | None]:
         there = source.exists()
     except OSError as error:
         raise UserError(f"{source}: cannot be read: {error.strerror}") from None
+    if not there and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(source)):
+        raise UserError(f"{source}: a source has to be on this machine or a disk that it sees; copy it, or mount it")
     if not there:
         raise UserError(f"{source}: no such folder or table; expected {_expected()}")
     if name is not None:

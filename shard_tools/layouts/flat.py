@@ -24,7 +24,7 @@ _PREFIXES = ("", "depth_", "mask_")
 """Of the folders and files of fgbg, depth and mask."""
 
 _NUMBER = "[0-9]{1,9}"
-_SUFFIX = rf"(?i:{'|'.join(map(re.escape, EXTENSIONS))})"
+_SUFFIX = rf"(?ai:{'|'.join(map(re.escape, EXTENSIONS))})"
 _GROUP_FOLDER = re.compile(rf"(?:mask_|depth_)?(fgbg([0-9]*)_({_NUMBER}))")
 _BACKGROUND_FOLDER = re.compile(r"bg[0-9]*")
 _BACKGROUND_IMAGE = re.compile(rf"bg({_NUMBER}){_SUFFIX}")

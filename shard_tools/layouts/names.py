@@ -23,13 +23,18 @@ class Strays:
         if _LITTER.fullmatch(name.rstrip("/").rpartition("/")[2]):
             return
         self._count += 1
-        self._first = sorted((*self._first, name))[: _SHOWN + 1]
+        self._first = sorted((*self._first, printable(name)))[: _SHOWN + 1]
 
     def notes(self) -> tuple[str, ...]:
         """One line where there are any, the same on every machine."""
         if not self._count:
             return ()
         return (f"{self._count:,} name(s) that do not fit the layout are not used: {examples(self._first)}",)
+
+
+def printable(name: str) -> str:
+    """A name of any bytes as text that can be written; those that are no UTF-8 become \\x and their number."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def one_extension(source: Path, component: str, suffixes: Iterable[str]) -> str:

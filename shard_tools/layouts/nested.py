@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import overload
+from typing import NamedTuple, overload
 
 import numpy as np
 
@@ -21,11 +21,14 @@ from shard_tools.layouts.names import Strays, cannot_list, one_extension, suffix
 NAME = "nested"
 EXPECTED = "a tree with bg/bgB.jpg and bgB/fg_F/{overlay,depth,mask}/K.jpg"
 
-_SUFFIX = f"(?i:{'|'.join(map(re.escape, EXTENSIONS))})"
-_IMAGE = re.compile(rf"([0-9]+){_SUFFIX}")
-_BACKGROUND_IMAGE = re.compile(rf"bg([0-9]+){_SUFFIX}")
-_BACKGROUND_FOLDER = re.compile(r"bg([0-9]+)")
-_FOREGROUND_FOLDER = re.compile(r"fg_([0-9]+)")
+_NUMBER = "([0-9]{1,9})"
+_SUFFIX = f"(?ai:{'|'.join(map(re.escape, EXTENSIONS))})"
+_IMAGE = re.compile(f"{_NUMBER}{_SUFFIX}")
+_BACKGROUND_IMAGE = re.compile(f"bg{_NUMBER}{_SUFFIX}")
+_BACKGROUND_FOLDER = re.compile(f"bg{_NUMBER}")
+_FOREGROUND_FOLDER = re.compile(f"fg_{_NUMBER}")
+_LIKE_BACKGROUND_FOLDER = re.compile("(?i:bg.*[0-9])")
+"""What a mistyped name of a background's folder looks like; other folders may lie beside them."""
 
 Names = dict[int, str]
 
@@ -50,6 +53,14 @@ class _Foreground:
     background_file: str
     mask_folder: str
     placements: _Placements
+
+
+class _Missing(NamedTuple):
+    """A file of the tuple `key` that is not there: its path without a suffix, and the folder of its like."""
+
+    key: str
+    stem: str
+    component: str
 
 
 def recognise(source: Path) -> str | None:
@@ -84,14 +95,15 @@ class _Scan:
     def __init__(self, source: Path) -> None:
         self._source = source
         self._foregrounds: list[_Foreground] = []
-        self._problems: list[Problem] = []
+        self._missing: list[_Missing] = []
+        self._suffixes: dict[str, str] = {}
         self._found = 0
         self._shared: dict[_Placements, _Placements] = {}
-        self._listed: dict[frozenset[str], tuple[Names, list[str]]] = {}
+        self._listed: dict[tuple[re.Pattern[str], frozenset[str]], tuple[Names, list[str]]] = {}
         self._strays = Strays()
 
     def run(self) -> Findings:
-        images = self._numbered("bg", _BACKGROUND_IMAGE) if "bg" in self._folders("") else {}
+        images = self._numbered("bg", _BACKGROUND_IMAGE, "bg") if "bg" in self._listing("")[0] else {}
         folders = self._numbered_folders("", _BACKGROUND_FOLDER)
         per_background = {
             number: self._scan_background(number, folders[number], images.get(number)) for number in sorted(folders)
@@ -110,7 +122,7 @@ class _Scan:
             extensions=self._extensions(),
             digest=self._digest(),
             found=self._found,
-            problems=tuple(self._problems),
+            problems=tuple(map(self._problem, self._missing)),
             notes=(*unused_backgrounds([images[number] for number in unused]), *self._strays.notes()),
         )
 
@@ -129,9 +141,9 @@ class _Scan:
                 for number in numbers:
                     key = f"bg{background}_fg_{foreground}_{number}"
                     if image is None:
-                        self._problems.append(Problem(key, f"bg/bg{background}.jpg", "missing", "missing"))
-                    self._problems += [
-                        Problem(key, f"{path}/{name}/{number}.jpg", "missing", "missing")
+                        self._missing.append(_Missing(key, f"bg/bg{background}", "bg"))
+                    self._missing += [
+                        _Missing(key, f"{path}/{name}/{number}", name.removesuffix("_"))
                         for name, files in zip(folders, listed, strict=True)
                         if number not in files
                     ]
@@ -148,15 +160,22 @@ class _Scan:
 
     def _list_foreground(self, path: str) -> tuple[str, tuple[Names, Names, Names]]:
         """The name of the mask folder, and the numbered images of overlay, depth and mask."""
-        folders = self._folders(path)
+        folders, files = self._listing(path)
+        for name in files:
+            self._strays.add(f"{path}/{name}")
         if {"mask", "mask_"} <= folders:
             raise UserError(f"{self._source / path}: holds both mask and mask_; keep the one that is meant")
         mask_folder = "mask_" if "mask_" in folders else "mask"
         overlay, depth, mask = (
-            self._numbered(f"{path}/{name}", _IMAGE) if name in folders else {}
+            self._numbered(f"{path}/{name}", _IMAGE, name.removesuffix("_")) if name in folders else {}
             for name in ("overlay", "depth", mask_folder)
         )
         return mask_folder, (overlay, depth, mask)
+
+    def _problem(self, missing: "_Missing") -> Problem:
+        """That a file is missing, by the name that one would expect: with the suffix of the first that is there."""
+        suffix = self._suffixes.get(missing.component, ".jpg")
+        return Problem(missing.key, f"{missing.stem}{suffix}", "missing", "missing")
 
     def _extensions(self) -> tuple[str, ...]:
         """The extension of each component; UserError where one component comes with several."""
@@ -182,30 +201,39 @@ class _Scan:
             digest.update(names[id(folder.placements)])
         return digest.hexdigest()
 
-    def _folders(self, path: str) -> set[str]:
-        """Names of the folders in `path` (relative to the source)."""
+    def _listing(self, path: str) -> tuple[set[str], set[str]]:
+        """Names of the folders in `path` (relative to the source), and of what else lies there."""
+        folders: set[str] = set()
+        others: set[str] = set()
         try:
             with os.scandir(f"{self._source}/{path}") as entries:
-                return {entry.name for entry in entries if entry.is_dir()}
+                for entry in entries:
+                    (folders if entry.is_dir() else others).add(entry.name)
         except OSError as error:
             raise cannot_list(self._source / path, error) from None
+        return folders, others
 
     def _numbered_folders(self, path: str, pattern: re.Pattern[str]) -> Names:
-        numbered, strays = self._by_number(path, pattern, self._folders(path))
-        for name in strays if path else ():
-            self._strays.add(f"{path}/{name}/")
+        numbered, strays = self._by_number(path, pattern, self._listing(path)[0])
+        for name in strays:
+            if path:
+                self._strays.add(f"{path}/{name}/")
+            elif _LIKE_BACKGROUND_FOLDER.match(name):
+                self._strays.add(f"{name}/")
         return numbered
 
-    def _numbered(self, path: str, pattern: re.Pattern[str]) -> Names:
+    def _numbered(self, path: str, pattern: re.Pattern[str], component: str) -> Names:
         """File names in `path` that are images and match `pattern`, by number; worked out once for equal lists."""
         try:
             names = frozenset(os.listdir(f"{self._source}/{path}"))  # noqa: PTH208 - a Path for each costs seconds
         except OSError as error:
             raise cannot_list(self._source / path, error) from None
-        listed = self._listed.get(names)
+        listed = self._listed.get((pattern, names))
         if listed is None:
-            listed = self._listed[names] = self._by_number(path, pattern, names)
+            listed = self._listed[pattern, names] = self._by_number(path, pattern, names)
         numbered, strays = listed
+        if numbered and component not in self._suffixes:
+            self._suffixes[component] = suffix_of(numbered[min(numbered)])
         for name in strays:
             self._strays.add(f"{path}/{name}")
         return numbered

@@ -14,12 +14,15 @@ import numpy as np
 from shard_tools.checks import EXTENSIONS, Problem
 from shard_tools.errors import UserError
 from shard_tools.layouts import COMPONENTS, Findings, Groups, SourceTuple
+from shard_tools.layouts.names import printable
 from shard_tools.layouts.table_rows import READERS, Row, read_rows
 from shard_tools.layouts.texts import Texts
 
 NAME = "table"
 EXPECTED = "a table (.csv, .jsonl or .parquet) with columns bg, fgbg, depth and mask"
 
+_RESERVED = "files"
+"""The name under which the packer tells in KEY.json what the images were called."""
 _NOT_METADATA = {*COMPONENTS, "key", "split"}
 _KEY = re.compile("[A-Za-z0-9_-]{1,80}")
 _NOT_IN_NAMES = re.compile("[\0\ud800-\udfff]")
@@ -118,7 +121,18 @@ class _Scan:
         for texts, file in zip(self._files, files[1:], strict=True):
             texts.append(file)
         others = {name: value for name, value in row.items() if name not in _NOT_METADATA}
-        self._metadata.append(json.dumps({"row": self._row, **others}, separators=(",", ":")))
+        metadata = json.dumps({"row": self._row, **others}, separators=(",", ":"))
+        if "\\ud" in metadata:  # half a letter in JSON, which is none without the other
+            self._refuse_half_letters(others)
+        self._metadata.append(metadata)
+
+    def _refuse_half_letters(self, values: Row) -> None:
+        for name, value in values.items():
+            try:
+                json.dumps({name: value}, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                text = f"{name} is {value!r}, which no text can hold; save the table as UTF-8 text"
+                raise self._error(text.encode(errors="backslashreplace").decode()) from None
 
     def _file(self, component: str, value: object) -> str:
         if not isinstance(value, str | None):
@@ -148,6 +162,11 @@ class _Scan:
             raise UserError(f"{self._source}: two tuples with one key, {key}: rows {first} and {self._row}")
 
     def _check_columns(self) -> None:
+        if _RESERVED in self._columns:
+            raise UserError(
+                f"{self._source}: a column called {_RESERVED!r}, which the shards keep for the names of the images; "
+                "rename it"
+            )
         missing = [component for component in COMPONENTS if component not in self._columns]
         if self._row and missing:
             raise UserError(
@@ -173,7 +192,7 @@ class _Scan:
     def _problems(self, keys: "_Keys") -> Iterator[Problem]:
         for row, components in self._lacking:
             for component in components:
-                place = f"{self._source.name}, row {row}, column {component}"
+                place = f"{printable(self._source.name)}, row {row}, column {component}"
                 yield Problem(keys.of(row), place, "missing", "empty cell")
 
     def _error(self, text: str) -> UserError:

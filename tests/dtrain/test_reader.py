@@ -1,7 +1,10 @@
 """The reader: bytes of any sample, and every way in which shards can be wrong."""
 
+import hashlib
+import json
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -87,7 +90,9 @@ def test_a_damaged_shard_is_named_with_a_way_out(
     damage(own_shards.folder / name)
     reader = open_reader(own_shards)
     for _ in range(2):  # the second attempt says the same
-        with pytest.raises(UserError, match=rf"^{own_shards.folder / name}: .*{reason}.*build the shards again"):
+        with pytest.raises(
+            UserError, match=rf"^{own_shards.folder / name}: .*{reason}.*(copy it|build the shards) again"
+        ):
             reader.read(1, 0)
     assert len(reader.read(0, 0)[1]) == 4
 
@@ -106,6 +111,33 @@ def test_the_index_of_another_shard_is_refused(own_shards: Shards) -> None:
     (folder / "train-000003.idx").write_bytes((folder / "train-000002.idx").read_bytes())
     with pytest.raises(UserError, match=r"train-000003\.idx: is not the index that the manifest names"):
         open_reader(own_shards).read(3, 0)
+
+
+def put_index(folder: Path, data: bytes) -> None:
+    """Give the first shard another index that the manifest vouches for."""
+    (folder / "train-000000.idx").write_bytes(data)
+    manifest = json.loads((folder / "shards.json").read_text())
+    manifest["splits"]["train"]["shards"][0]["index_sha256"] = hashlib.sha256(data).hexdigest()
+    (folder / "shards.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        (rb"bg\.jpg", b"\xff\xfe.jpg", "is no text"),
+        (rb"mask\.jpg ([0-9]+) [0-9]+", rb"mask.jpg \1 %d" % 2**40, "lies beyond the end of train-000000.tar"),
+        (rb"mask\.jpg [0-9]+", b"mask.jpg %d" % 2**70, "lies beyond the end of train-000000.tar"),
+    ],
+)
+def test_an_index_that_cannot_be_true_is_refused(own_shards: Shards, old: bytes, new: bytes, reason: str) -> None:
+    folder = own_shards.folder
+    index = (folder / "train-000000.idx").read_bytes()
+    altered = re.sub(old, new, index)
+    assert altered != index
+    put_index(folder, altered)
+    reader = open_reader(Shards(own_shards.source, folder), components=("mask",))
+    with pytest.raises(UserError, match=rf"train-000000\.idx: .*{reason}.*again"):
+        reader.read(0, 0)
 
 
 def test_many_threads_read_at_once(shards: Shards) -> None:

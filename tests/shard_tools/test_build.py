@@ -308,8 +308,8 @@ def test_files_that_are_in_nobodys_way_stay(make_tree: MakeTree, tmp_path: Path)
 
 def test_a_second_build_at_the_same_time_is_refused(make_tree: MakeTree, tmp_path: Path) -> None:
     source, out = make_tree(), tmp_path / "out"
-    out.mkdir()
-    held = os.open(out, os.O_RDONLY)
+    (out / ".build").mkdir(parents=True)
+    held = os.open(out / ".build/lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(held, fcntl.LOCK_EX)
     try:
         with pytest.raises(UserError, match="another build is writing here"):

@@ -267,3 +267,30 @@ def test_json_names_the_files_as_they_were(make_tree: MakeTree, tmp_path: Path) 
         assert sample.metadata["files"][3].split("/")[2] == "mask_"
     with tarfile.open(out / "train-000000.tar") as tar:
         assert all(member.size <= 512 for member in tar.getmembers() if member.name.endswith(".json"))
+
+
+# The command line
+
+
+@pytest.mark.parametrize("names", ["", ",", " , "])
+def test_holding_out_nothing_is_refused(
+    make_tree: MakeTree, tmp_path: Path, shard_tools: Callable[..., Any], names: str
+) -> None:
+    """An empty list, as of a shell variable that is not set, must not become a share of all."""
+    source, out = make_tree(), tmp_path / "out"
+    refused = shard_tools("build", source, out, "--split", "backgrounds", "--hold-out", names, "--workers", 1)
+    assert refused.returncode == 2
+    assert "argument --hold-out: expected names, such as 7,12" in refused.stderr
+    assert not out.exists()
+
+
+def test_with_size_a_mask_may_be_smaller_but_not_of_another_shape(make_tree: MakeTree, tmp_path: Path) -> None:
+    source = make_tree(size=(64, 32))
+    path = source / "bg2/fg_1/mask/3.jpg"
+    Image.new("L", (32, 16)).save(path)
+    with pytest.raises(UserError, match=r"mask/3\.jpg: 32×16 pixels, but its bg has 64×32"):
+        pack(source, tmp_path / "unchanged")
+    pack(source, tmp_path / "out", size=16)
+    Image.new("L", (64, 16)).save(path)
+    with pytest.raises(UserError, match=r"mask/3\.jpg: 64×16 pixels, but its bg has 64×32"):
+        pack(source, tmp_path / "other", size=16)

@@ -200,8 +200,12 @@ def test_a_bucket_that_is_not_there(bucket: str, make_tree: MakeTree) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("pipe:cat x", None),
+        ("a:b", None),
         ("pipe://cat x", "runs a command and is refused"),
+        ("simplecache::s3://bucket/x", "neither a path nor the URL of a folder"),
+        ("s3:/bucket/x", "neither a path nor the URL of a folder"),
+        ("s3://", "neither a path nor the URL of a folder"),
+        ("file://localhost/x", "expected file:// and an absolute path"),
         ("nowhere://bucket/x", "nowhere:// cannot be used: .*; install the fsspec package"),
     ],
 )
@@ -222,3 +226,21 @@ def test_memory_is_a_place_too(make_tree: MakeTree, tmp_path: Path) -> None:
     fs = fsspec.filesystem("memory")
     found = {name.removeprefix("/shards/"): fs.cat_file(name) for name in fs.find("/shards")}
     assert found == content(tmp_path / "local")
+
+
+def test_names_with_the_letters_of_patterns(make_tree: MakeTree) -> None:
+    """Tidying up behind one folder must not reach into others."""
+    source = make_tree()
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/b/exp1/.build/records/mine.json", b"mine")
+    pack(source, "memory://b/exp[1]")
+    pack(source, "memory://b/*")
+    assert fs.cat_file("/b/exp1/.build/records/mine.json") == b"mine"
+    assert not [name for name in fs.find("/b/exp[1]") if ".build" in name]
+
+
+def test_a_password_in_an_address_is_not_shown(make_tree: MakeTree) -> None:
+    with pytest.raises(UserError) as stopped:
+        pack(make_tree(), "http://somebody:secret@127.0.0.1:1/shards")
+    assert "secret" not in str(stopped.value)
+    assert "http://***@127.0.0.1:1/shards" in str(stopped.value)

@@ -1,6 +1,7 @@
 """The flat folders are found as they are: counts, groups and the folder of backgrounds are discovered."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -323,3 +324,15 @@ def test_no_folder_and_no_tuples(make_flat: MakeFlat, tmp_path: Path) -> None:
     (tmp_path / "fgbg_1").mkdir()
     with pytest.raises(UserError, match=r"no tuples found; expected folders fgbg_G"):
         scan(tmp_path)
+
+
+def test_a_name_that_is_no_utf8_can_be_printed(make_flat: MakeFlat) -> None:
+    source = make_flat()
+    touch(source / "fgbg_1" / os.fsdecode(b"caf\xe9.jpg"))
+    assert scan(source).notes == (r"1 name(s) that do not fit the layout are not used: fgbg_1/caf\xe9.jpg",)
+
+
+def test_a_suffix_of_letters_that_only_look_alike_is_none(make_flat: MakeFlat) -> None:
+    source = make_flat(suffix="tif")
+    touch(source / "fgbg_1/bg1_9_9_fg_1.t\u0131f")
+    assert scan(source).notes == ("1 name(s) that do not fit the layout are not used: fgbg_1/bg1_9_9_fg_1.t\u0131f",)

@@ -1,6 +1,7 @@
 """The nested tree is found as it is: counts, folder names and gaps are discovered, not assumed."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -193,4 +194,82 @@ def test_names_that_do_not_fit_are_told(make_tree: MakeTree) -> None:
         (source / "bg1/fg_1/mask" / litter).write_text("")
     assert scan(source).notes == (
         "3 name(s) that do not fit the layout are not used: bg/back5.jpg, bg1/fg_1/overlay/1 (2).jpg, bg2/fg3/",
+    )
+
+
+def test_a_name_that_is_no_utf8_can_be_printed(make_tree: MakeTree) -> None:
+    source = make_tree()
+    (source / "bg1/fg_1/overlay" / os.fsdecode(b"caf\xe9.jpg")).write_text("")
+    [note] = scan(source).notes
+    assert note == r"1 name(s) that do not fit the layout are not used: bg1/fg_1/overlay/caf\xe9.jpg"
+    assert note.encode()
+
+
+def test_equal_names_fit_in_one_folder_and_not_in_another(tmp_path: Path) -> None:
+    """What is known of the names in bg must not be taken for what the placements are."""
+    for file in ("bg/1.jpg", *(f"bg1/fg_1/{folder}/1.jpg" for folder in ("overlay", "depth", "mask")), "bg/2.jpg"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("")
+    (tmp_path / "bg1/fg_1/overlay/2.jpg").write_text("")
+    findings = scan(tmp_path)
+    assert findings.found == 2
+    assert {problem.file for problem in findings.problems} == {
+        "bg/bg1.jpg", "bg1/fg_1/depth/2.jpg", "bg1/fg_1/mask/2.jpg",
+    }  # fmt: skip
+    assert findings.notes == ("2 name(s) that do not fit the layout are not used: bg/1.jpg, bg/2.jpg",)
+
+
+def test_missing_files_are_named_as_the_others_are(make_tree: MakeTree) -> None:
+    source = make_tree(suffix="PNG")
+    missing = ["bg1/fg_1/overlay/1.PNG", "bg1/fg_1/depth/2.PNG", "bg1/fg_1/mask/3.PNG"]
+    for file in missing:
+        (source / file).unlink()
+    shutil.rmtree(source / "bg2/fg_1/mask")
+    (source / "bg/bg3.PNG").unlink()
+    files = [problem.file for problem in scan(source).problems]
+    assert files[:4] == [*missing, "bg2/fg_1/mask/1.PNG"]
+    assert set(files[8:]) == {"bg/bg3.PNG"}
+
+
+def test_missing_files_of_a_component_without_any_are_jpegs(make_tree: MakeTree) -> None:
+    source = make_tree(backgrounds=1, foregrounds=1, placements=1, suffix="png")
+    (source / "bg1/fg_1/mask/1.png").unlink()
+    assert [problem.file for problem in scan(source).problems] == ["bg1/fg_1/mask/1.jpg"]
+
+
+@pytest.mark.parametrize("name", ["bg_2", "BG2", "bg 2", "bg2_old", "bg2 copy", "bg1234567890"])
+def test_a_mistyped_folder_of_a_background_is_told(make_tree: MakeTree, name: str) -> None:
+    source = make_tree(backgrounds=2)
+    (source / "bg2").rename(source / name)
+    findings = scan(source)
+    assert len(findings.tuples) == 10
+    assert f"1 name(s) that do not fit the layout are not used: {name}/" in findings.notes
+
+
+def test_other_folders_beside_the_backgrounds_are_not_told(make_tree: MakeTree) -> None:
+    source = make_tree()
+    for name in ("fg", "scripts", "bgs", "bg_originals"):
+        (source / name).mkdir()
+    assert scan(source).notes == ()
+
+
+def test_loose_files_in_a_folder_of_a_foreground_are_told(make_tree: MakeTree) -> None:
+    source = make_tree()
+    shutil.copy(source / "bg1/fg_1/mask/1.jpg", source / "bg1/fg_1/6.jpg")
+    (source / "bg1/fg_1/.DS_Store").write_text("")
+    assert scan(source).notes == ("1 name(s) that do not fit the layout are not used: bg1/fg_1/6.jpg",)
+
+
+@pytest.mark.parametrize("number", ["1234567890", "9223372036854775808"])
+def test_numbers_that_are_too_long_are_told(make_tree: MakeTree, number: str) -> None:
+    """Two of them could become one as they are counted."""
+    source = make_tree(backgrounds=1, foregrounds=1)
+    (source / f"bg/bg{number}.jpg").write_text("")
+    (source / f"bg1/fg_{number}").mkdir()
+    (source / f"bg1/fg_1/mask/{number}.jpg").write_text("")
+    findings = scan(source)
+    assert len(findings.tuples) == findings.found == 5
+    assert findings.notes == (
+        "3 name(s) that do not fit the layout are not used: "
+        f"bg/bg{number}.jpg, bg1/fg_1/mask/{number}.jpg, bg1/fg_{number}/",
     )

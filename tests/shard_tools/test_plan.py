@@ -75,3 +75,9 @@ def test_backgrounds_of_a_split_are_in_shards_of_their_own() -> None:
     }
     tuples = [shard.indices.tolist() for shard in shards if not shard.backgrounds]
     assert tuples == [shard.indices.tolist() for shard in plan_shards(splits, shard_size=2, seed=0)]
+
+
+def test_a_split_that_gets_in_the_way_of_backgrounds() -> None:
+    splits = {"train": np.arange(2), "backgrounds-train": np.arange(2, 4)}
+    with pytest.raises(UserError, match="a split called backgrounds-NAME gets in its way"):
+        plan_shards(splits, shard_size=2, seed=0, background_codes=np.zeros(4, np.int32))

@@ -170,6 +170,18 @@ def test_a_column_names_the_splits() -> None:
     assert split.notes == ("1 of 6 tuples belong to no split (empty in the column split)",)
 
 
+def test_a_source_that_is_not_sorted_has_no_first_backgrounds() -> None:
+    mixed = Groups(("a", "b", "c", "d"), np.arange(40, dtype=np.int32) % 4)
+    with pytest.raises(UserError, match=r"not in the order of their backgrounds.*give --train N, or another --split"):
+        split_by_index(mixed, train=None, test=None)
+    assert len(split_by_index(mixed, train=30, test=None).splits["test"]) == 10
+
+
+def test_an_empty_column_splits_nothing() -> None:
+    with pytest.raises(UserError, match="the column split is empty in every row"):
+        plan(Source(range(3), groups([3]), splits=Groups((), np.full(3, -1, np.int32))))
+
+
 # Options that are wrong
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from datetime import date
@@ -220,6 +221,20 @@ GOOD_JSON = '{"bg": "b.jpg", "fgbg": "f.jpg", "depth": "d.jpg", "mask": "m.jpg"}
         (jsonl_of(GOOD_JSON.replace('"d.jpg"', "7")), r"row 1: depth is 7; expected a path as text"),
         (jsonl_of(GOOD_JSON.replace("d.jpg", r"\ud800.jpg")), r"row 1: depth is '\\ud800\.jpg', which holds what no"),
         (jsonl_of(GOOD_JSON.replace("d.jpg", r"\u0000.jpg")), r"row 1: depth is '\\x00\.jpg', which holds what no"),
+        (
+            jsonl_of(GOOD_JSON, GOOD_JSON[:-1] + r', "foreground": "\ud800"}'),
+            r"row 2: foreground is '\\ud800', which no text can hold; save the table as UTF-8 text",
+        ),
+        (
+            jsonl_of(GOOD_JSON[:-1] + r', "lens": {"f": ["\udfff"]}}'),
+            r"row 1: lens is \{'f': \['\\udfff'\]\}, which no text",
+        ),
+        (jsonl_of(GOOD_JSON[:-1] + r', "a\ud800": 1}'), r"row 1: a\\ud800 is 1, which no text"),
+        (
+            csv_of(f"{HEADER},files", f"{GOOD},mine"),
+            r"pairs\.csv: a column called 'files', which the shards keep for the names of the images; rename it",
+        ),
+        (jsonl_of(GOOD_JSON, GOOD_JSON[:-1] + ', "files": 1}'), r"pairs\.jsonl: a column called 'files'"),
         (jsonl_of(GOOD_JSON[:-1] + ', "key": true}'), r"row 1: key is True; expected text"),
         (jsonl_of(GOOD_JSON[:-1] + ', "key": 1}', GOOD_JSON), r"pairs\.jsonl: row 2 has no key, but others have"),
         (jsonl_of('{"bg": "b.jpg", "a": 1}', '{"fgbg": "f.jpg"}'), r"no column depth and .*; it has bg, a, fgbg; exp"),
@@ -288,3 +303,17 @@ def test_a_table_is_recognised_by_its_suffix(tmp_path: Path) -> None:
     assert recognise(tmp_path / "nowhere.csv") is None
     (tmp_path / "notes.txt").touch()
     assert recognise(tmp_path / "notes.txt") is None
+
+
+def test_letters_beyond_sixteen_bits_stay(tmp_path: Path) -> None:
+    """JSON writes them as two halves, of which each alone is none."""
+    row = dict(zip(COLUMNS, ROWS[0], strict=True))
+    findings = scan(jsonl_table(tmp_path / "pairs.jsonl", {**row, "foreground": "😀", "note": r"\ud800"}))
+    assert json.loads(findings.tuples[0].metadata) == {"row": 1, "foreground": "😀", "note": r"\ud800"}
+    assert findings.foregrounds is not None
+    assert findings.foregrounds.names == ("😀",)
+
+
+def test_the_name_of_the_table_can_be_printed_where_a_cell_is_empty(tmp_path: Path) -> None:
+    source = csv_table(tmp_path / os.fsdecode(b"t\xe9.csv"), COLUMNS, ("", "f.jpg", "d.jpg", "m.jpg"))
+    assert [problem.file for problem in scan(source).problems] == [r"t\xe9.csv, row 1, column bg"]

@@ -68,11 +68,11 @@ def claim(out: Storage, plan: BuildPlan, *, alone: bool) -> Iterator[None]:
         if begun is None:
             _refuse_foreign(out, plan)
             out.write(PLAN_NAME, plan.model_dump_json(indent=1))
-            out.write(DIGEST_NAME, plan.digest)
         else:
             _refuse_other(out, begun.arguments, plan.arguments)
             if begun.digest != plan.digest:
                 raise _other_sources(out)
+        out.write(DIGEST_NAME, plan.digest)
         yield
 
 

@@ -236,6 +236,15 @@ def test_merge_that_was_killed_while_it_tidied_up(make_tree: MakeTree, tmp_path:
     assert content(out) == finished
 
 
+def test_a_build_killed_between_its_first_two_files(make_tree: MakeTree, tmp_path: Path) -> None:
+    source, out = make_tree(), tmp_path / "out"
+    pack(source, out, part=Part(1, 2))
+    for path in (out / ".build").iterdir():
+        if path.is_file() and path.name != "plan.json":
+            path.unlink()
+    assert "4 of 7 shards were there" in pack(source, out)
+
+
 def test_relative_paths_mean_the_same_for_workers_elsewhere(
     make_tree: MakeTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,14 +69,15 @@ def build(
             return f"{out.location}: already complete, nothing to do\n{_summarize(out, finished)}"
         if packing is None or (findings.problems and options.on_bad == "fail"):
             raise _bad_source(out, findings, options, findings.problems)
-        told = [f"layout: {findings.layout} ({reason})"] if reason else []
-        for line in (*told, *(f"note: {note}" for note in packing.plan.notes)):
+        recognised = [f"layout: {findings.layout} ({reason})"] if reason else []
+        for line in (*recognised, *(f"note: {note}" for note in packing.plan.notes)):
             print(line, file=sys.stderr)  # while there is time to think again
         with claim(out, packing.plan, alone=part is None):
-            return _build(packing, out, execute, part, told)
+            return _build(packing, out, execute, part)
 
 
-def _build(packing: Packing, out: Storage, execute: Executor, part: Part | None, told: list[str]) -> str:
+def _build(packing: Packing, out: Storage, execute: Executor, part: Part | None) -> str:
+    told = []
     shards = part.choose(packing.shards) if part else packing.shards
     records, kept = _run(packing, shards, out, execute)
     problems = all_problems(packing.plan, records)

@@ -294,3 +294,12 @@ def test_with_size_a_mask_may_be_smaller_but_not_of_another_shape(make_tree: Mak
     Image.new("L", (64, 16)).save(path)
     with pytest.raises(UserError, match=r"mask/3\.jpg: 64×16 pixels, but its bg has 64×32"):
         pack(source, tmp_path / "other", size=16)
+
+
+def test_what_was_recognised_is_said_before_the_work(
+    make_tree: MakeTree, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack(make_tree(), tmp_path / "out", train=15)
+    said = capsys.readouterr().err
+    assert said.startswith("layout: nested (it has folders like bg1/fg_1/)\nnote: the cut after 15 tuples leaves")
+    assert "packing: " in said

@@ -1,9 +1,10 @@
 """What every layout of a source is reduced to: a sequence of tuples. Lists names; never opens an image."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,23 @@ class SourceTuple(NamedTuple):
     files: tuple[str, ...]
     metadata: str
     background: str
+
+
+class LazyTuples(Sequence[SourceTuple], ABC):
+    """Tuples that are made when they are asked for, so that a million of them take little memory."""
+
+    @abstractmethod
+    def tuple_at(self, index: int) -> SourceTuple:
+        """The tuple at `index`, from 0 to less than the length."""
+
+    @overload
+    def __getitem__(self, index: int) -> SourceTuple: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[SourceTuple]: ...
+    def __getitem__(self, index: int | slice) -> SourceTuple | list[SourceTuple]:
+        if isinstance(index, slice):
+            return [self.tuple_at(i) for i in range(*index.indices(len(self)))]
+        return self.tuple_at(range(len(self))[index])
 
 
 @dataclass(frozen=True, slots=True)

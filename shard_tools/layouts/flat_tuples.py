@@ -4,12 +4,12 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shard_tools.layouts import Groups, SourceTuple
+from shard_tools.layouts import Groups, LazyTuples, SourceTuple
 
 
 class GroupFolder(NamedTuple):
@@ -21,7 +21,7 @@ class GroupFolder(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FlatTuples(Sequence[SourceTuple]):
+class FlatTuples(LazyTuples):
     """Tuples that are made when asked for.
 
     `stems` holds what the names of a tuple's files have in common. Of `numbers`, int64 (tuples, 6), the columns are
@@ -88,18 +88,11 @@ class FlatTuples(Sequence[SourceTuple]):
     def __len__(self) -> int:
         return len(self.stems)
 
-    @overload
-    def __getitem__(self, index: int) -> SourceTuple: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[SourceTuple]: ...
-    def __getitem__(self, index: int | slice) -> SourceTuple | list[SourceTuple]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        i = range(len(self))[index]
-        background, foreground, flip, row, column, place = self.numbers[i].tolist()
+    def tuple_at(self, index: int) -> SourceTuple:
+        background, foreground, flip, row, column, place = self.numbers[index].tolist()
         return SourceTuple(
-            key=self.key(i),
-            files=self.files(i),
+            key=self.key(index),
+            files=self.files(index),
             metadata=(
                 f'{{"background":{background},"foreground":{foreground},"flip":{"true" if flip else "false"},'
                 f'"row":{row},"column":{column},"group":{self.groups[place].number}}}'

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import numpy as np
 
 from shard_tools.checks import EXTENSIONS, Problem
 from shard_tools.errors import UserError
-from shard_tools.layouts import COMPONENTS, Findings, Groups, SourceTuple
+from shard_tools.layouts import COMPONENTS, Findings, Groups, LazyTuples, SourceTuple
 from shard_tools.layouts.names import Strays, cannot_list, one_extension, suffix_of, unused_backgrounds
 
 NAME = "nested"
@@ -255,7 +255,7 @@ class _Scan:
         return numbered, strays
 
 
-class _Tuples(Sequence[SourceTuple]):
+class _Tuples(LazyTuples):
     """The complete tuples, made when asked for: a million of them take as little memory as their folders."""
 
     def __init__(self, foregrounds: Sequence[_Foreground]) -> None:
@@ -272,14 +272,7 @@ class _Tuples(Sequence[SourceTuple]):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    @overload
-    def __getitem__(self, index: int) -> SourceTuple: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[SourceTuple]: ...
-    def __getitem__(self, index: int | slice) -> SourceTuple | list[SourceTuple]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
+    def tuple_at(self, index: int) -> SourceTuple:
         at = bisect_right(self._ends, index)
         folder = self._foregrounds[at]
         placements = folder.placements

@@ -7,13 +7,12 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 
 from shard_tools.checks import EXTENSIONS, Problem
 from shard_tools.errors import UserError
-from shard_tools.layouts import COMPONENTS, Findings, Groups, SourceTuple
+from shard_tools.layouts import COMPONENTS, Findings, Groups, LazyTuples, SourceTuple
 from shard_tools.layouts.names import printable
 from shard_tools.layouts.table_rows import READERS, Row, read_rows
 from shard_tools.layouts.texts import Texts
@@ -211,7 +210,7 @@ class _Keys:
 
 
 @dataclass(frozen=True, slots=True)
-class _Tuples(Sequence[SourceTuple]):
+class _Tuples(LazyTuples):
     """Tuples as columns, made when asked for. `rows` has the row of each; `files` are fgbg, depth and mask."""
 
     keys: _Keys
@@ -234,20 +233,13 @@ class _Tuples(Sequence[SourceTuple]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @overload
-    def __getitem__(self, index: int) -> SourceTuple: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[SourceTuple]: ...
-    def __getitem__(self, index: int | slice) -> SourceTuple | list[SourceTuple]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        i = range(len(self))[index]
+    def tuple_at(self, index: int) -> SourceTuple:
         names = self.backgrounds.names
-        background = int(self.backgrounds.codes[i])
+        background = int(self.backgrounds.codes[index])
         return SourceTuple(
-            key=self.keys.of(self.rows[i]),
-            files=(names[background], *(texts[i] for texts in self.files)),
-            metadata=self.metadata[i],
+            key=self.keys.of(self.rows[index]),
+            files=(names[background], *(texts[index] for texts in self.files)),
+            metadata=self.metadata[index],
             background=f"bg{background + 1:0{len(str(len(names)))}}",
         )
 

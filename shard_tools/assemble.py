@@ -10,11 +10,11 @@ from shard_tools.build_plan import BuildPlan
 from shard_tools.build_report import count_tuples, format_problems, write_report
 from shard_tools.checks import Problem
 from shard_tools.errors import UserError
+from shard_tools.layouts import GRAY_COMPONENTS
 from shard_tools.manifest import MANIFEST_NAME, Component, Counts, Manifest, Shard, Split
 from shard_tools.records import ComponentSeen, ShardRecord, find_changed, merge_components, record_name
 from shard_tools.storage import Storage
 
-GRAY_COMPONENTS = ("depth", "mask")
 _GRAY_MODES = ("1", "L", "I", "I;16", "I;16B", "unknown")
 
 

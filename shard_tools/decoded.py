@@ -1,9 +1,8 @@
 """The images of a tuple as pixels. One that cannot be decoded is named by shard, sample and component."""
 
 from shard_tools.errors import UserError
+from shard_tools.layouts import GRAY_COMPONENTS
 from shard_tools.pixels import Pixels, decode_gray, decode_rgb
-
-GRAY_COMPONENTS = ("depth", "mask")
 
 
 def decode_component(data: bytes, component: str, *, path: str, key: str) -> Pixels:

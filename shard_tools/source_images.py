@@ -13,11 +13,11 @@ from typing import Literal, NamedTuple
 
 from shard_tools.checks import FIRST_ON_ITS_SIDE, ORIENTATIONS, Flaw, ImageInfo, JpegHeaders, Kind, inspect_image
 from shard_tools.encode import Encoding, encode
+from shard_tools.layouts import BACKGROUND
 from shard_tools.pixels import GRAY_EXPECTED, NotGrayError, decode_gray, decode_rgb, gray_channels_differ
 
 Check = Literal["none", "header", "decode"]
 
-BACKGROUND = "bg"
 BACKGROUND_CACHE_BYTES = 32 * 2**20
 _READ_BYTES = 2**16
 _CLOCK_SLACK_NS = 2 * 10**9

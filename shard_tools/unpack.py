@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from shard_tools.checks import EXTENSIONS
 from shard_tools.errors import UserError
 from shard_tools.index import IndexedSample
+from shard_tools.layouts import BACKGROUND
 from shard_tools.manifest import Component, Manifest, Shard, open_shards
 from shard_tools.metadata import EXTENSION, background_key, parse_metadata, source_files
 from shard_tools.progress import progress
@@ -20,8 +21,6 @@ from shard_tools.samples import read_index, read_members
 from shard_tools.storage import Storage
 from shard_tools.unpack_folder import FilledFolder, begin_filling, finish_filling, plain_path
 from shard_tools.workers import run_tasks
-
-BACKGROUND = "bg"
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:/")
 

@@ -20,13 +20,13 @@ from shard_tools.check_shard import (
     read_raw_index,
 )
 from shard_tools.errors import UserError
+from shard_tools.layouts import BACKGROUND
 from shard_tools.manifest import MANIFEST_NAME, Manifest, Shard, Split, open_shards
 from shard_tools.progress import progress
 from shard_tools.storage import Storage
 from shard_tools.verify_report import Report
 from shard_tools.workers import run_tasks
 
-BACKGROUND = "bg"
 SHARD_SUFFIXES = (".tar", ".idx", ".partial")
 
 

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shard_tools.errors import UserError
+from shard_tools.layouts import BACKGROUND
 from shard_tools.manifest import Manifest, Shard
 from shard_tools.samples import read_index
 from shard_tools.storage import LocalStorage
 
-BACKGROUND = "bg"
 MAX_OPEN_SHARDS = 2 * 64 + 8
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from shard_tools.checks import EXTENSIONS, Problem
 from shard_tools.errors import UserError
 from shard_tools.layouts import COMPONENTS, Findings, Groups, LazyTuples, SourceTuple
-from shard_tools.layouts.names import printable
+from shard_tools.layouts.names import printable, suffix_of
 from shard_tools.layouts.table_rows import READERS, Row, read_rows
 from shard_tools.layouts.texts import Texts
 
@@ -113,7 +113,7 @@ class _Scan:
             self._lacking.append((self._row, tuple(lacking)))
             return
         for component, file in zip(COMPONENTS, files, strict=True):
-            self._formats[component].setdefault(EXTENSIONS[_suffix(file)], self._row)
+            self._formats[component].setdefault(EXTENSIONS[suffix_of(file).lower()], self._row)
         self._rows.append(self._row)
         for names, name in ((self._backgrounds, files[0]), (self._foregrounds, foreground), (self._splits, split)):
             names.append(name)
@@ -137,7 +137,7 @@ class _Scan:
         if not isinstance(value, str | None):
             raise self._error(f"{component} is {value!r}; expected a path as text")
         file = (value or "").strip()
-        if file and _suffix(file) not in EXTENSIONS:
+        if file and suffix_of(file).lower() not in EXTENSIONS:
             raise self._error(f"{component} is {file!r}; expected an image of {', '.join(EXTENSIONS)}")
         if _NOT_IN_NAMES.search(file):
             raise self._error(f"{component} is {file!r}, which holds what no file name can")
@@ -242,7 +242,3 @@ class _Tuples(LazyTuples):
             metadata=self.metadata[index],
             background=f"bg{background + 1:0{len(str(len(names)))}}",
         )
-
-
-def _suffix(file: str) -> str:
-    return f".{file.rpartition('.')[2].lower()}"

@@ -10,12 +10,9 @@ from shard_tools.build_plan import BuildPlan
 from shard_tools.build_report import count_tuples, format_problems, write_report
 from shard_tools.checks import Problem
 from shard_tools.errors import UserError
-from shard_tools.layouts import GRAY_COMPONENTS
 from shard_tools.manifest import MANIFEST_NAME, Component, Counts, Manifest, Shard, Split
-from shard_tools.records import ComponentSeen, ShardRecord, find_changed, merge_components, record_name
+from shard_tools.records import ComponentSeen, ShardRecord, find_changed, merge_components, notes_on_images, record_name
 from shard_tools.storage import Storage
-
-_GRAY_MODES = ("1", "L", "I", "I;16", "I;16B", "unknown")
 
 
 def all_problems(plan: BuildPlan, records: Mapping[str, ShardRecord]) -> tuple[Problem, ...]:
@@ -59,7 +56,8 @@ def assemble(out: Storage, plan: BuildPlan, records: Mapping[str, ShardRecord]) 
             out.remove(f"{name}.tar")
             out.remove(f"{name}.idx")
     release(out, plan)
-    return manifest, [*plan.notes, *_mode_notes(_components(plan, records), plan.arguments["check"])]
+    hint = "" if plan.arguments["check"] == "decode" else ". --check decode refuses those with coloured pixels"
+    return manifest, [*plan.notes, *notes_on_images(_components(plan, records), hint)]
 
 
 def _check_files(out: Storage, records: Mapping[str, ShardRecord]) -> None:
@@ -120,31 +118,10 @@ def _manifest(plan: BuildPlan, records: Mapping[str, ShardRecord], problems: Seq
 def _components(plan: BuildPlan, records: Mapping[str, ShardRecord]) -> dict[str, ComponentSeen]:
     """What the images of all tuples look like."""
     return merge_components(
-        [records[shard.name] for shard in plan.shards if not shard.backgrounds], dict(plan.components)
+        [records[shard.name].components for shard in plan.shards if not shard.backgrounds], dict(plan.components)
     )
 
 
 def _shards(plan: BuildPlan, records: Mapping[str, ShardRecord], split: str, *, backgrounds: bool) -> tuple[Shard, ...]:
     names = (shard.name for shard in plan.shards if shard.split == split and shard.backgrounds == backgrounds)
     return tuple(shard for name in names if (shard := records[name].shard) is not None)
-
-
-def _mode_notes(seen: Mapping[str, ComponentSeen], check: str) -> list[str]:
-    """What a user would want to know of images that are not all of one kind."""
-    notes = []
-    for name, component in seen.items():
-        modes = dict(component.modes)
-        gray = name in GRAY_COMPONENTS
-        hint = "" if check == "decode" else ". --check decode refuses those with coloured pixels"
-        coloured = {mode: found for mode, found in modes.items() if gray and mode not in _GRAY_MODES}
-        for mode, found in coloured.items():
-            notes.append(
-                f"{name}: {found.images:,} of {sum(m.images for m in modes.values()):,} images are {mode} "
-                f"(the first: {found.first}); {name} is read as grey{hint}"
-            )
-        if len(modes) > 1 and not coloured:
-            found_modes = ", ".join(f"{found.images:,} {mode}" for mode, found in modes.items())
-            notes.append(f"{name}: images of several modes: {found_modes}")
-        if component.size is None and "unknown" not in modes:
-            notes.append(f"{name}: images of several sizes; readers scale each to the size of training")
-    return notes

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
 from shard_tools.errors import UserError
+from shard_tools.grouping import key_and_extension
 from shard_tools.index import IndexedSample, parse_index
 from shard_tools.manifest import Component, Shard
 from shard_tools.metadata import EXTENSION, background_key, parse_metadata, source_files
@@ -45,6 +46,7 @@ class CheckTask:
     """One shard of a split to look at, each of whose samples should have `components` and a json.
 
     `holds_backgrounds` says that these are the backgrounds of the split, `uses_backgrounds` that each json names one.
+    Of `adopted` shards nothing is known but the components: no json is looked at, and sizes may differ in a sample.
     """
 
     storage: Storage
@@ -53,6 +55,7 @@ class CheckTask:
     components: tuple[Component, ...]
     holds_backgrounds: bool
     uses_backgrounds: bool
+    adopted: bool
     decode: bool
 
 
@@ -137,7 +140,11 @@ def _samples_in_tar(file: BinaryIO, samples: Sequence[IndexedSample], checked: C
     unexpected: list[TarMember] = []
     whole = True
     try:
-        unexpected += (member for member in scan(file, name) if expected.pop(member[:3], None) is None)
+        unexpected += (
+            member
+            for member in scan(file, name)
+            if expected.pop(member[:3], None) is None and (key_and_extension(member) or not checked.task.adopted)
+        )
     except UserError as error:
         findings.append(Finding(name, None, str(error).removeprefix(f"{name}: ")))
         whole = False
@@ -188,22 +195,30 @@ class _SampleCheck:
     def run(self, file: BinaryIO) -> None:
         """Read and check it; `file` is the tar."""
         task = self.checked.task
-        names = [f"{component.name}.{component.extension}" for component in task.components]
+        names = [component.member_extension for component in task.components]
+        expected = names if task.adopted else [*names, EXTENSION]
         members = [member.extension for member in self.sample.members]
-        for name in (*names, EXTENSION):
+        for name in expected:
             if (count := members.count(name)) != 1:
                 self._note(f"{name}: expected once in each sample, found {count} times")
                 return
-        json_alone = tuple(member for member in self.sample.members if member.extension == EXTENSION)
-        wanted = self.sample if task.decode else self.sample._replace(members=json_alone)
-        data = read_members(file, wanted, task.shard.file)
+        data = self._read(file, expected if task.decode else expected[len(names) :])
         size = self._decode(data, names) if task.decode else None
         if task.holds_backgrounds:
             self.checked.backgrounds[self.sample.key] = size
+        if not task.adopted:
+            self._check_metadata(data[EXTENSION], size)
+
+    def _read(self, file: BinaryIO, names: Sequence[str]) -> dict[str, bytes]:
+        members = tuple(member for member in self.sample.members if member.extension in names)
+        chosen = self.sample._replace(members=members)
+        return read_members(file, chosen, self.checked.task.shard.file) if members else {}
+
+    def _check_metadata(self, data: bytes, size: Size | None) -> None:
         try:
-            metadata = parse_metadata(data[EXTENSION])
+            metadata = parse_metadata(data)
             source_files(metadata)
-            if task.uses_backgrounds:
+            if self.checked.task.uses_backgrounds:
                 use = SharedBackground(background_key(metadata), size)
                 self.checked.uses.setdefault(use, self.sample.key)
         except ValueError as error:
@@ -221,7 +236,7 @@ class _SampleCheck:
             size = pixels.shape[1], pixels.shape[0]
             if component.size and size != component.size:
                 self._note(f"{name}: {_text(size)} pixels, but the manifest says {_text(component.size)}")
-            elif first and size != first[1]:
+            elif first and size != first[1] and not self.checked.task.adopted:
                 self._note(f"{name}: {_text(size)} pixels, but its {first[0]} has {_text(first[1])}")
             first = first or (name, size)
         return first[1] if first else None

@@ -8,6 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from shard_tools.errors import UserError
 
 INDEX_VERSION = "v1.2"
@@ -68,3 +71,62 @@ def parse_index(text: str, path: Path | str) -> list[IndexedSample]:
         key = fields[3].removesuffix("." + fields[0]) if width == 4 else f"{Path(path).stem}-{number - 2:06d}"
         samples.append(IndexedSample(key, members))
     return samples
+
+
+class Places(NamedTuple):
+    """Where some members of all samples of a shard lie: keys (n), offsets and sizes in bytes (n, members)."""
+
+    keys: list[str]
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+
+def find_members(text: str, extensions: Sequence[str], path: Path | str) -> Places:
+    """The places of the members with `extensions`, in their order, of all samples of an index.
+
+    As `parse_index`, but several times faster where all samples have the same members. Raises UserError as it does,
+    and for a sample that lacks one of them.
+    """
+    return _find_in_columns(text, extensions) or _find_in_samples(parse_index(text, path), extensions, path)
+
+
+def _find_in_columns(text: str, extensions: Sequence[str]) -> Places | None:
+    """None unless every line is of the same form, and what it should be."""
+    first, _, rest = text.partition("\n")
+    line, _, _ = rest.partition("\n")
+    fields, width = rest.split(), len(line.split(" "))
+    count = len(fields) // width if width else 0
+    if first != f"{INDEX_VERSION} {count}" or rest.count("\n") != count or width % 4 or count * width != len(fields):
+        return None
+    columns = {fields[column]: column for column in range(0, width, 4)}
+    if not columns.keys() >= set(extensions) or any(
+        fields[column::width].count(extension) != count for extension, column in columns.items()
+    ):
+        return None
+    offsets, sizes = np.empty((2, count, len(extensions)), dtype=np.int64)
+    try:
+        for number, extension in enumerate(extensions):
+            offsets[:, number] = list(map(int, fields[columns[extension] + 1 :: width]))
+            sizes[:, number] = list(map(int, fields[columns[extension] + 2 :: width]))
+    except (ValueError, OverflowError):
+        return None
+    if offsets.min(initial=0) < 0 or sizes.min(initial=0) < 0:
+        return None
+    ending = "." + fields[0]
+    return Places([name.removesuffix(ending) for name in fields[3::width]], offsets, sizes)
+
+
+def _find_in_samples(samples: Sequence[IndexedSample], extensions: Sequence[str], path: Path | str) -> Places:
+    offsets, sizes = np.empty((2, len(samples), len(extensions)), dtype=np.int64)
+    for number, sample in enumerate(samples):
+        members = {member.extension: member for member in sample.members}
+        for column, extension in enumerate(extensions):
+            if extension not in members:
+                raise UserError(f"{path}: sample {sample.key!r} has no member {extension!r}; build the shards again")
+            try:
+                offsets[number, column], sizes[number, column] = members[extension][1:]
+            except OverflowError:
+                raise UserError(
+                    f"{path}: sample {sample.key!r} lies beyond the end of its shard; build the shards again"
+                ) from None
+    return Places([sample.key for sample in samples], offsets, sizes)

@@ -1,66 +1,37 @@
-"""`shard-tools index`: an index beside each tar, whoever wrote it. Never changes a tar.
+"""`shard-tools index`: an index beside each of many tars. Never changes a tar, and looks into none itself."""
 
-Text and grouping are those of NVIDIA's wds2idx, with two differences. Behind one of GNU's long names, wds2idx gives the
-place of the name; here an offset is always that of the file's bytes. And a file without an extension, which
-no reader takes for a component, is left out and reported.
-"""
-
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from shard_tools.errors import UserError
-from shard_tools.index import IndexedSample, Member, format_index
+from shard_tools.index_shard import IndexedTar, IndexTask, index_shard
+from shard_tools.manifest import MANIFEST_NAME
 from shard_tools.progress import progress
+from shard_tools.shard_patterns import examples
 from shard_tools.storage import Storage, open_storage
-from shard_tools.tar_scan import FILE, TarMember, scan
 from shard_tools.workers import run_tasks
 
 TAR_SUFFIX = ".tar"
-INDEX_SUFFIX = ".idx"
+COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 MAX_LISTED = 20
 
 
 @dataclass
-class Grouping:
-    """The samples of a tar in its order.
+class FoundTars:
+    """The tars that arguments mean, as places and names, each once; and the names of compressed ones beside them."""
 
-    `left_out` counts the members that belong to none by what they are, and `examples` has the first of each.
-    `returning` are the keys that come again after those of another sample, each time as a sample of its own.
-    """
+    tars: list[tuple[Storage, str]] = field(default_factory=list)
+    compressed: list[str] = field(default_factory=list)
 
-    samples: list[IndexedSample] = field(default_factory=list)
-    left_out: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, str] = field(default_factory=dict)
-    returning: list[str] = field(default_factory=list)
-
-
-def group_members(members: Iterable[TarMember]) -> Grouping:
-    """Take neighbours with the same path up to the first dot of the file's name for one sample.
-
-    Folders, links, hidden files (their name begins with a dot) and files without an extension belong to none. Raises
-    ValueError for a name with white space, which an index cannot hold.
-    """
-    grouping = Grouping()
-    groups: list[tuple[str, list[Member]]] = []
-    for name, offset, size, kind in members:
-        folder, slash, file_name = name.rpartition("/")
-        stem, _, extension = file_name.partition(".")
-        if kind == FILE and stem and extension:
-            if name.split() != [name]:
-                raise ValueError(f"the name {name!r} has white space, which an index cannot hold; rename it")
-            key = folder + slash + stem
-            if not groups or groups[-1][0] != key:
-                groups.append((key, []))
-            groups[-1][1].append(Member(extension, offset, size))
-        elif kind != "folder":
-            what = kind if kind != FILE else "file without an extension" if stem else "hidden file"
-            grouping.left_out[what] += 1
-            grouping.examples.setdefault(what, name)
-    grouping.samples = [IndexedSample(key, tuple(found)) for key, found in groups]
-    grouping.returning = [key for key, count in Counter(key for key, _ in groups).items() if count > 1]
-    return grouping
+    def notes(self) -> list[str]:
+        """What to say of those that are compressed."""
+        if not self.compressed:
+            return []
+        return [
+            f"{len(self.compressed):,} compressed tars cannot be indexed ({examples(self.compressed)}): decompress "
+            "them, or train with `data.loader: webdataset`, which needs no index"
+        ]
 
 
 def write_indexes(shards: Sequence[str], *, force: bool, workers: int) -> str:
@@ -70,40 +41,56 @@ def write_indexes(shards: Sequence[str], *, force: bool, workers: int) -> str:
     says the same is left alone; one that differs is replaced only with `force`. Raises UserError that lists the tars
     that cannot be indexed, and why; all others have their index then.
     """
-    tasks = list(dict.fromkeys(_Task(storage, name, force) for shard in shards for storage, name in _find(shard)))
-    outcomes: list[_Outcome] = []
+    found = find_tars(shards)
+    indexed = run_index([IndexTask(storage, name, force) for storage, name in found.tars], workers)
+    return "\n".join([*summary(indexed, found.notes()), *_how_to_adopt(found)])
+
+
+def find_tars(shards: Iterable[str]) -> FoundTars:
+    """The tars that paths or URLs of tars and folders mean. Raises UserError where there is none."""
+    found = FoundTars()
+    seen = set()
+    for location in shards:
+        for storage, name in _find(location, found.compressed):
+            if (storage.absolute(), name) not in seen:
+                seen.add((storage.absolute(), name))
+                found.tars.append((storage, name))
+    return found
+
+
+def run_index(tasks: Sequence[IndexTask], workers: int) -> list[IndexedTar]:
+    """Index tars, in order of their paths. Raises UserError that lists those that cannot be, after all others are."""
+    indexed: list[IndexedTar] = []
     with progress("indexing", total=len(tasks), unit="shards") as shown:
-        for outcome in run_tasks(_index_shard, tasks, workers):
-            outcomes.append(outcome)
+        for tar in run_tasks(index_shard, tasks, workers):
+            indexed.append(tar)
             shown.advance(1)
-    outcomes.sort(key=lambda outcome: outcome.path)
-    problems = [outcome.problem for outcome in outcomes if outcome.problem]
+    indexed.sort(key=lambda tar: tar.path)
+    problems = [tar.problem for tar in indexed if tar.problem]
     if problems:
-        heading = f"{len(problems):,} of {len(outcomes):,} shards cannot be indexed:"
-        raise UserError("\n".join([*_listed(heading, problems), *_summary(outcomes)]))
-    return "\n".join(_summary(outcomes))
+        heading = f"{len(problems):,} of {len(indexed):,} shards cannot be indexed:"
+        raise UserError("\n".join([*listed(heading, problems), *summary(indexed, [])]))
+    return indexed
 
 
-@dataclass(frozen=True, slots=True)
-class _Task:
-    storage: Storage
-    name: str
-    force: bool
+def summary(indexed: Sequence[IndexedTar], more_notes: Iterable[str]) -> list[str]:
+    """Lines that say how many indexes there are now, and what is to be known of their tars."""
+    good = [tar for tar in indexed if tar.problem is None]
+    written = sum(tar.written for tar in good)
+    samples = sum(tar.samples for tar in good)
+    lines = [f"indexes: {written:,} written, {len(good) - written:,} already there; they list {samples:,} samples"]
+    notes = [*more_notes, *(note for tar in good for note in tar.notes)]
+    return [*lines, *(listed("notes:", notes) if notes else [])]
 
 
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    """What came of one tar: the number of samples in its index, or why it has none."""
-
-    path: str
-    samples: int = 0
-    written: bool = False
-    notes: tuple[str, ...] = ()
-    problem: str | None = None
+def listed(heading: str, lines: Sequence[str], total: int | None = None) -> list[str]:
+    """A heading and the first lines below it; `total` is how many there are, where not all were kept."""
+    rest = (len(lines) if total is None else total) - min(len(lines), MAX_LISTED)
+    return [heading, *(f"  {line}" for line in lines[:MAX_LISTED]), *([f"  and {rest:,} more"] if rest else [])]
 
 
-def _find(location: str) -> list[tuple[Storage, str]]:
-    """The tars that an argument means, as places and names."""
+def _find(location: str, compressed: list[str]) -> list[tuple[Storage, str]]:
+    """The tars that an argument means; names of compressed ones in a folder are added to `compressed`."""
     place = open_storage(location)
     if place.is_local:
         local = Path(place.location)
@@ -112,68 +99,37 @@ def _find(location: str) -> list[tuple[Storage, str]]:
         is_tar, parent, name = not local.is_dir(), str(local.parent), local.name
     else:
         parent, _, name = place.location.rpartition("/")
-        is_tar = name.endswith(TAR_SUFFIX)
+        is_tar = name.endswith((TAR_SUFFIX, *COMPRESSED_SUFFIXES))
     if is_tar:
         return [(open_storage(parent), name)]
-    names = sorted(name for name in place.names() if name.endswith(TAR_SUFFIX))
+    try:
+        there = sorted(place.names())
+    except OSError as error:
+        raise UserError(f"{location}: cannot be listed: {error.strerror}") from None
+    names = [name for name in there if name.endswith(TAR_SUFFIX)]
+    beside = [name for name in there if name.endswith(COMPRESSED_SUFFIXES)]
+    compressed += beside
     if not names:
-        raise UserError(f"{location}: holds no *{TAR_SUFFIX}; expected a tar, or a folder with tars")
+        more = "".join(f"; {note}" for note in FoundTars(compressed=beside).notes())
+        raise UserError(f"{location}: holds no *{TAR_SUFFIX}; expected a tar, or a folder with tars{more}")
     return [(place, name) for name in names]
 
 
-def _index_shard(task: _Task) -> _Outcome:
-    path = task.storage.path(task.name)
-    try:
-        with task.storage.reading(task.name) as file:
-            grouping = group_members(scan(file, path))
-        if not grouping.samples:
-            return _Outcome(path, problem=f"{path}: holds no samples; expected files named KEY.EXTENSION")
-        text = format_index(grouping.samples).encode(errors="surrogateescape")
-        name = PurePosixPath(task.name).stem + INDEX_SUFFIX
-        there = _read_if_there(task.storage, name)
-        if there not in (None, text) and not task.force:
-            problem = f"{task.storage.path(name)}: is there and says something else; replace it with --force"
-            return _Outcome(path, problem=problem)
-        if there != text:
-            task.storage.write(name, text)
-    except UserError as error:
-        return _Outcome(path, problem=str(error))
-    except ValueError as error:
-        return _Outcome(path, problem=f"{path}: {error}")
-    except OSError as error:
-        return _Outcome(path, problem=f"{error.filename or path}: {error.strerror or 'no such object'}")
-    return _Outcome(path, len(grouping.samples), there != text, tuple(_notes(path, grouping)))
+def _how_to_adopt(found: FoundTars) -> list[str]:
+    """A note where a trainer would look for a manifest in vain."""
+    without = [storage for storage in dict.fromkeys(storage for storage, _ in found.tars) if not _has_manifest(storage)]
+    return [
+        f"note: {storage.location} has no {MANIFEST_NAME}, which training wants; this writes it too: "
+        f"shard-tools index {storage.location} --split 'train=train-*.tar' --split 'test=test-*.tar'"
+        for storage in without
+    ]
 
 
-def _read_if_there(storage: Storage, name: str) -> bytes | None:
+def _has_manifest(storage: Storage) -> bool:
     try:
-        return storage.read(name)
+        storage.size(MANIFEST_NAME)
     except FileNotFoundError:
-        return None
-
-
-def _notes(path: str, grouping: Grouping) -> list[str]:
-    notes = []
-    if grouping.left_out:
-        kinds = (f"{count:,} × {what} ({grouping.examples[what]})" for what, count in grouping.left_out.items())
-        notes.append(f"{path}: not in its index: {', '.join(kinds)}")
-    if grouping.returning:
-        notes.append(
-            f"{path}: samples in pieces, with others in between: {len(grouping.returning):,} "
-            f"({grouping.returning[0]}); write the tar anew with its files sorted by name"
-        )
-    return notes
-
-
-def _summary(outcomes: Sequence[_Outcome]) -> list[str]:
-    indexed = [outcome for outcome in outcomes if outcome.problem is None]
-    written = sum(outcome.written for outcome in indexed)
-    samples = sum(outcome.samples for outcome in indexed)
-    lines = [f"indexes: {written:,} written, {len(indexed) - written:,} already there; they list {samples:,} samples"]
-    notes = [note for outcome in indexed for note in outcome.notes]
-    return [*lines, *(_listed("notes:", notes) if notes else [])]
-
-
-def _listed(heading: str, lines: Sequence[str]) -> list[str]:
-    rest = [f"  and {len(lines) - MAX_LISTED:,} more"] if len(lines) > MAX_LISTED else []
-    return [heading, *(f"  {line}" for line in lines[:MAX_LISTED]), *rest]
+        return False
+    except (OSError, UserError):
+        return True
+    return True

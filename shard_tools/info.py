@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from shard_tools.errors import UserError
 from shard_tools.index import IndexedSample
 from shard_tools.manifest import Manifest, Shard, open_shards
-from shard_tools.metadata import EXTENSION, parse_metadata
+from shard_tools.metadata import EXTENSION, read_metadata
 from shard_tools.samples import read_index, read_members
 from shard_tools.storage import Storage
 
@@ -34,7 +34,7 @@ def info(location: str) -> str:
         *_table(
             ("component", "stored as", "mode", "size"),
             [
-                (c.name, c.extension, c.mode, f"{c.size[0]} × {c.size[1]}" if c.size else "several")
+                (c.name, c.member or c.extension, c.mode, f"{c.size[0]} × {c.size[1]}" if c.size else "several")
                 for c in manifest.components
             ],
         ),
@@ -85,11 +85,11 @@ def _details(storage: Storage, manifest: Manifest, shard: Shard, samples: Sequen
         with storage.reading(shard.file) as file:
             for sample in samples:
                 sizes = {member.extension: str(member.size) for member in sample.members}
-                columns = [sizes.get(f"{c.name}.{c.extension}", "-") for c in manifest.components]
+                columns = [sizes.get(c.member_extension, "-") for c in manifest.components]
                 found = tuple(member for member in sample.members if member.extension == EXTENSION)
-                data = read_members(file, sample._replace(members=found), path)[EXTENSION] if found else b"{}"
+                data = read_members(file, sample._replace(members=found), path)[EXTENSION] if found else None
                 try:
-                    metadata = json.dumps(parse_metadata(data), ensure_ascii=False)
+                    metadata = json.dumps(read_metadata(data, adopted=manifest.adopted), ensure_ascii=False)
                 except ValueError as error:
                     raise UserError(f"{path}: sample {sample.key!r}: {error}; look at it with `verify`") from None
                 yield "\t".join(["", *columns, metadata])

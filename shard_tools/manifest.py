@@ -13,6 +13,7 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
@@ -29,6 +30,11 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def is_plain_file_name(name: str) -> bool:
+    """Whether shards may be called so: letters, digits, "_", "-" and "."."""
+    return _FILE_NAME.fullmatch(name) is not None
 
 
 class _Record(BaseModel):
@@ -48,7 +54,7 @@ class Shard(_Record):
     @field_validator("file", "index")
     @classmethod
     def _plain_file_name(cls, name: str) -> str:
-        if not _FILE_NAME.fullmatch(name):
+        if not is_plain_file_name(name):
             raise ValueError(f"{name!r} is not a plain file name (letters, digits, '_', '-', '.')")
         return name
 
@@ -88,18 +94,38 @@ class Component(_Record):
     """One image of the tuple.
 
     `mode` is Pillow's name of the colour mode, several in a row with commas where samples differ; `size` is (width,
-    height) in pixels where all samples agree, else null.
+    height) in pixels where all samples agree, else null. `member` is what stands behind the key in the name of its
+    file in a shard, null for the usual NAME.EXTENSION.
     """
 
     name: str
     extension: str = Field(pattern=r"^[a-z0-9]{1,8}$")
     mode: str
     size: tuple[int, int] | None = None
+    member: str | None = Field(None, pattern=r"^[^\s/.][^\s/]*$")
 
     @field_validator("size", mode="before")
     @classmethod
     def _list_to_tuple(cls, size: Any) -> Any:
         return tuple(size) if isinstance(size, list) else size
+
+    @field_validator("member")
+    @classmethod
+    def _only_the_unusual(cls, member: str | None, info: ValidationInfo) -> str | None:
+        usual = f"{info.data.get('name')}.{info.data.get('extension')}"
+        return None if member == usual else member
+
+    @property
+    def member_extension(self) -> str:
+        """The extension that the index gives its file: what stands behind the key and a dot, such as "bg.jpg"."""
+        return self.member or f"{self.name}.{self.extension}"
+
+    @model_serializer(mode="wrap")
+    def _without_usual_member(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        if self.member is None:
+            del content["member"]
+        return content
 
 
 class Counts(_Record):
@@ -111,10 +137,15 @@ class Counts(_Record):
 
 
 class Manifest(_Record):
-    """The contract between packing and training."""
+    """The contract between packing and training.
+
+    Shards that are `adopted` were written by another program: a sample's KEY.json, where there is one, says nothing
+    that was agreed on, and keys are unique in a shard only.
+    """
 
     format: Literal["dtrain-shards"] = "dtrain-shards"
     version: Literal[1] = FORMAT_VERSION
+    adopted: bool = False
     components: tuple[Component, ...]
     splits: dict[str, Split]
     counts: Counts
@@ -132,6 +163,13 @@ class Manifest(_Record):
             twice = sorted(file for file, count in Counter(files).items() if count > 1)
             raise ValueError(f"{', '.join(twice[:3])}: listed more than once")
         return self
+
+    @model_serializer(mode="wrap")
+    def _adopted_where_it_is(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        if not self.adopted:
+            content.pop("adopted", None)
+        return content
 
     def component(self, name: str) -> Component:
         """The component called `name`; UserError if the tuples have none."""
@@ -197,7 +235,8 @@ def _load(storage: Storage, name: str) -> Manifest:
     except FileNotFoundError:
         raise UserError(
             f"{path}: no such file; expected the manifest that `shard-tools build SRC OUT` writes last "
-            "(if a build was interrupted, run the same command again)"
+            "(if a build was interrupted, run the same command again), or `shard-tools index` with --split for tars of "
+            "another program"
         ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None

@@ -18,6 +18,20 @@ def parse_metadata(data: bytes) -> dict[str, Any]:
     return metadata
 
 
+def read_metadata(data: bytes | None, *, adopted: bool) -> dict[str, Any]:
+    """The object that a sample's json holds; empty where it has none.
+
+    Where another program wrote the sample (`adopted`), it is also empty where there is no object. Else that raises
+    ValueError.
+    """
+    try:
+        return parse_metadata(b"{}" if data is None else data)
+    except ValueError:
+        if adopted:
+            return {}
+        raise
+
+
 def source_files(metadata: Mapping[str, Any]) -> tuple[str, ...] | None:
     """The paths that the images of the sample had in the source, in their order; None where they were not kept.
 

@@ -1,12 +1,13 @@
 """What came of one shard task, as it is kept until the manifest is written. Never writes a shard."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from shard_tools.checks import ImageInfo, Problem
+from shard_tools.layouts import GRAY_COMPONENTS
 from shard_tools.manifest import Shard
 
 STATE = ".build"
@@ -14,6 +15,8 @@ STATE = ".build"
 
 DIGEST_NAME = f"{STATE}/digest"
 RECORDS = f"{STATE}/records"
+
+_GRAY_MODES = ("1", "L", "I", "I;16", "I;16B", "unknown")
 
 
 def record_name(shard: str) -> str:
@@ -84,12 +87,12 @@ def summarize_images(infos: Sequence[ImageInfo], keys: Sequence[str]) -> Compone
     return ComponentSeen(modes=modes, size=size if size != (0, 0) else None)
 
 
-def merge_components(records: Iterable[ShardRecord], names: Iterable[str]) -> dict[str, ComponentSeen]:
+def merge_components(shards: Iterable[Mapping[str, ComponentSeen]], names: Iterable[str]) -> dict[str, ComponentSeen]:
     """What the components look like over several shards; those that no shard has are left out."""
-    records = [record for record in records if record.components]
+    shards = [shard for shard in shards if shard]
     merged = {}
     for name in names:
-        seen = [record.components[name] for record in records if name in record.components]
+        seen = [shard[name] for shard in shards if name in shard]
         if not seen:
             continue
         modes: dict[str, ModeSeen] = {}
@@ -99,6 +102,26 @@ def merge_components(records: Iterable[ShardRecord], names: Iterable[str]) -> di
         sizes = {component.size for component in seen}
         merged[name] = ComponentSeen(modes=dict(sorted(modes.items())), size=sizes.pop() if len(sizes) == 1 else None)
     return merged
+
+
+def notes_on_images(seen: Mapping[str, ComponentSeen], hint: str = "") -> list[str]:
+    """What a user would want to know of images that are not all of one kind; `hint` follows what is said of colour."""
+    notes = []
+    for name, component in seen.items():
+        modes = dict(component.modes)
+        gray = name in GRAY_COMPONENTS
+        coloured = {mode: found for mode, found in modes.items() if gray and mode not in _GRAY_MODES}
+        for mode, found in coloured.items():
+            notes.append(
+                f"{name}: {found.images:,} of {sum(m.images for m in modes.values()):,} images are {mode} "
+                f"(the first: {found.first}); {name} is read as grey{hint}"
+            )
+        if len(modes) > 1 and not coloured:
+            found_modes = ", ".join(f"{found.images:,} {mode}" for mode, found in modes.items())
+            notes.append(f"{name}: images of several modes: {found_modes}")
+        if component.size is None and "unknown" not in modes:
+            notes.append(f"{name}: images of several sizes; readers scale each to the size of training")
+    return notes
 
 
 def find_changed(records: Iterable[ShardRecord]) -> Changed | None:

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, NamedTuple
 from shard_tools.errors import UserError
 from shard_tools.index import IndexedSample, parse_index
 from shard_tools.manifest import Manifest, Shard
-from shard_tools.metadata import EXTENSION, parse_metadata
+from shard_tools.metadata import EXTENSION, read_metadata
 from shard_tools.storage import Storage
 
 BACKGROUND_BYTES = 64 * 2**20
@@ -69,22 +69,33 @@ def _library(storage: Storage, shards: tuple[Shard, ...], extension: str) -> Bac
 def read_index(storage: Storage, shard: Shard) -> list[IndexedSample]:
     """The index of a shard. Raises UserError that names it when it is missing or not the one of the manifest."""
     path = storage.path(shard.index)
-    try:
-        data = storage.read(shard.index)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or 'no such object'}; copy it again") from None
-    if hashlib.sha256(data).hexdigest() != shard.index_sha256:
-        raise UserError(f"{path}: is not the index that the manifest names (SHA-256 differs); copy it again")
-    try:
-        samples = parse_index(data.decode(), path)
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is no text; build the shards again") from None
+    samples = parse_index(decode_index(read_index_bytes(storage, shard), path), path)
     if len(samples) != shard.samples:
         raise UserError(f"{path}: {len(samples)} samples, but the manifest says {shard.samples}; build again")
     for sample in samples:
         if any(member.offset + member.size > shard.bytes for member in sample.members):
             raise UserError(f"{path}: sample {sample.key!r} lies beyond the end of {shard.file}; build again")
     return samples
+
+
+def read_index_bytes(storage: Storage, shard: Shard) -> bytes:
+    """The index of a shard, which has the hash of the manifest. Raises UserError as `read_index` does."""
+    path = storage.path(shard.index)
+    try:
+        data = storage.read(shard.index)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or 'no such object'}; copy it again") from None
+    if hashlib.sha256(data).hexdigest() != shard.index_sha256:
+        raise UserError(f"{path}: is not the index that the manifest names (SHA-256 differs); copy it again")
+    return data
+
+
+def decode_index(data: bytes, path: str) -> str:
+    """The text of an index; UserError if it is none."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is no text; build the shards again") from None
 
 
 def read_tuples(
@@ -99,7 +110,7 @@ def read_tuples(
     Each has all components, wherever its background is stored. Raises UserError that names the shard, and the sample
     where it is one.
     """
-    extensions = {component.name: f"{component.name}.{component.extension}" for component in manifest.components}
+    extensions = {component.name: component.member_extension for component in manifest.components}
     backgrounds = manifest.split(split).backgrounds
     path = storage.path(shard.file)
     try:
@@ -108,7 +119,7 @@ def read_tuples(
             for sample in read_index(storage, shard) if chosen is None else chosen:
                 members = read_members(file, sample, path)
                 try:
-                    metadata = parse_metadata(members.get(EXTENSION, b"{}"))
+                    metadata = read_metadata(members.get(EXTENSION), adopted=manifest.adopted)
                 except ValueError as error:
                     raise UserError(f"{path}: sample {sample.key!r}: {error}; build the shards again") from None
                 images = {name: members[ext] for name, ext in extensions.items() if ext in members}

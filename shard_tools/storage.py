@@ -175,7 +175,7 @@ class RemoteStorage:
 
     @property
     def location(self) -> str:
-        return _USER_INFO.sub("//***@", self.url)
+        return without_credentials(self.url)
 
     def path(self, name: str) -> str:
         return f"{self.location}/{name}" if name else self.location
@@ -221,6 +221,20 @@ class RemoteStorage:
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         return bytes(self._call(name, "read", lambda fs, path: fs.cat_file(path, start=offset, end=offset + size)))
+
+    def request(self, name: str, start: int | None = None, stop: int | None = None, *, seconds: float) -> bytes:
+        """Bytes `start` to `stop` of an object, or all of it, as one request gives them, for callers that try again.
+
+        The answer may be shorter, or the whole object where the server knows no ranges. Raises what the
+        implementation raises, and TimeoutError after `seconds` where that is asynchronous; the text of an error may
+        hold what `without_credentials` takes out.
+        """
+        fs, root = self._fs_and_root
+        if not fs.async_impl:
+            return bytes(fs.cat_file(f"{root}/{name}", start=start, end=stop))
+        from fsspec.asyn import sync
+
+        return bytes(sync(fs.loop, fs._cat_file, f"{root}/{name}", start=start, end=stop, timeout=seconds))
 
     def size(self, name: str) -> int:
         def ask(fs: Any, path: str) -> int:
@@ -274,13 +288,18 @@ class RemoteStorage:
         except (FileNotFoundError, UserError):
             raise
         except Exception as error:  # implementations raise their libraries' own
-            reason = _USER_INFO.sub("//***@", str(error)) or type(error).__name__
+            reason = without_credentials(str(error)) or type(error).__name__
             raise UserError(
                 f"{self.path(name)}: cannot be {done}: {reason}; check the address, the network and the credentials"
             ) from None
 
     def __getstate__(self) -> dict[str, str]:
         return {"url": self.url}
+
+
+def without_credentials(text: str) -> str:
+    """The text, for messages, without the user and password of the URLs in it."""
+    return _USER_INFO.sub("//***@", text)
 
 
 def open_storage(location: str | Path) -> LocalStorage | RemoteStorage:

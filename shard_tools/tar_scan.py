@@ -100,7 +100,10 @@ def _block(file: BinaryIO, offset: int, length: int, path: str) -> bytes:
 def _check_start(block: bytes, path: str) -> None:
     for magic, name in _COMPRESSED.items():
         if block.startswith(magic):
-            raise UserError(f"{path}: compressed with {name}; expected a plain tar, of which any part can be reached")
+            raise UserError(
+                f"{path}: compressed with {name}; expected a plain tar, of which any part can be reached: decompress "
+                "it, or train with `data.loader: webdataset`, which needs no index"
+            )
     if len(block) < BLOCK or (block != _END and not _checksum_agrees(block)):
         raise UserError(f"{path}: not a tar archive (no header at byte 0)")
 

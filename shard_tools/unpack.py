@@ -30,7 +30,8 @@ def unpack(location: str, out: Path, *, split: str | None, workers: int) -> str:
 
     `location` is the path or URL of shards.json or of its folder. An image goes where its sample says that it lay in
     the source, with the suffix of what is stored; samples that do not say it become KEY.COMPONENT.EXTENSION and
-    KEY.json. Killed, the same call goes on. Raises UserError for a damaged shard, a path that leads out of `out`, two
+    KEY.json. Of a shard that another program wrote, the files keep their names, in a folder that is called as the shard
+    is. Killed, the same call goes on. Raises UserError for a damaged shard, a path that leads out of `out`, two
     contents for one path, and an `out` that holds anything else; what was written until then stays.
     """
     if _URL.match(str(out)):
@@ -51,7 +52,7 @@ def unpack(location: str, out: Path, *, split: str | None, workers: int) -> str:
             f"the first {key!r} of split {split_name}; look at it with `shard-tools verify`"
         )
     finish_filling(out)
-    return _summary(out, len(tasks), done, resumed=resumed)
+    return _summary(out, len(tasks), done, resumed=resumed, adopted=manifest.adopted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,7 @@ class _Task:
     components: tuple[Component, ...]
     holds_backgrounds: bool
     uses_backgrounds: bool
+    adopted: bool
     out: Path
 
 
@@ -89,9 +91,9 @@ def _tasks(storage: Storage, manifest: Manifest, name: str, out: Path) -> Iterat
     split = manifest.split(name)
     backgrounds = tuple(component for component in manifest.components if component.name == BACKGROUND)
     for shard in split.shards:
-        yield _Task(storage, name, shard, manifest.components, False, bool(split.backgrounds), out)
+        yield _Task(storage, name, shard, manifest.components, False, bool(split.backgrounds), manifest.adopted, out)
     for shard in split.backgrounds:
-        yield _Task(storage, name, shard, backgrounds, True, False, out)
+        yield _Task(storage, name, shard, backgrounds, True, False, manifest.adopted, out)
 
 
 def _unpack_shard(task: _Task) -> _Unpacked:
@@ -119,6 +121,12 @@ def _unpack_shard(task: _Task) -> _Unpacked:
 
 def _unpack_sample(task: _Task, file: BinaryIO, sample: IndexedSample, folder: FilledFolder, done: _Unpacked) -> None:
     data = read_members(file, sample, task.shard.file)
+    if task.adopted:
+        for extension, content in data.items():
+            path = plain_path(f"{PurePosixPath(task.shard.file).stem}/{sample.key}.{extension}")
+            done.written += folder.write(path, content)
+        done.tuples += 1
+        return
     metadata = parse_metadata(data.get(EXTENSION, b"{}"))
     paths = _paths(metadata, task.components)
     for extension, content in data.items():
@@ -143,7 +151,7 @@ def _paths(metadata: Mapping[str, Any], components: Sequence[Component]) -> dict
     if len(files) != len(components):
         raise ValueError(f'"files" in its json lists {len(files)} paths; expected {len(components)}')
     return {
-        f"{component.name}.{component.extension}": _with_stored_suffix(plain_path(file), component.extension)
+        component.member_extension: _with_stored_suffix(plain_path(file), component.extension)
         for component, file in zip(components, files, strict=True)
     }
 
@@ -153,9 +161,11 @@ def _with_stored_suffix(path: PurePosixPath, extension: str) -> PurePosixPath:
     return path if EXTENSIONS.get(path.suffix.lower()) == extension else path.with_suffix(f".{extension}")
 
 
-def _summary(out: Path, shards: int, done: _Unpacked, *, resumed: bool) -> str:
+def _summary(out: Path, shards: int, done: _Unpacked, *, resumed: bool, adopted: bool) -> str:
     rest = "; the others were there from an earlier run" if resumed else ""
     lines = [f"{out}: {done.tuples:,} tuples from {shards:,} shards unpacked, {done.written:,} files written{rest}"]
+    if adopted:
+        lines.append("note: another program wrote these shards; the files of each are in a folder with its name")
     if done.unnamed:
         lines.append(
             f"note: {done.unnamed:,} samples do not say where their images lay in the source; their files are named "

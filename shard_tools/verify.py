@@ -75,9 +75,9 @@ def _tasks(storage: Storage, manifest: Manifest, *, decode: bool) -> Iterator[Ch
         shared = bool(split.backgrounds)
         for shard in split.shards:
             components = others if shared else manifest.components
-            yield CheckTask(storage, name, shard, components, False, shared, decode)
+            yield CheckTask(storage, name, shard, components, False, shared, manifest.adopted, decode)
         for shard in split.backgrounds:
-            yield CheckTask(storage, name, shard, backgrounds, True, False, decode)
+            yield CheckTask(storage, name, shard, backgrounds, True, False, manifest.adopted, decode)
 
 
 @dataclass
@@ -106,7 +106,8 @@ class _Gathered:
             for shard in split.files:
                 yield from self.in_shards[shard.file]
         tuples = [shard for split in self.manifest.splits.values() for shard in split.shards]
-        yield from repeated_keys(storage, tuples, self.keys)
+        for together in [[shard] for shard in tuples] if self.manifest.adopted else [tuples]:
+            yield from repeated_keys(storage, together, self.keys)
         for name, split in self.manifest.splits.items():
             yield from repeated_keys(storage, split.backgrounds, self.keys)
             yield from self._wrong_uses(name, split)

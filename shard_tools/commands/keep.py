@@ -1,12 +1,15 @@
 """The commands that keep finished shards whole: verify, index, unpack. Arguments in, calls out."""
 
-from argparse import Namespace
+import re
+from argparse import ArgumentTypeError, Namespace
+from functools import partial
 from pathlib import Path
 
 from shard_tools.commands import Commands, add_command, add_location, add_split, add_workers
+from shard_tools.errors import UserError
 
 VERIFY_EXAMPLE = "example: shard-tools verify data/shards --decode --workers 8"
-INDEX_EXAMPLE = "example: shard-tools index s3://bucket/shards other/train-000000.tar"
+INDEX_EXAMPLE = "example: shard-tools index data --split 'train=train-*.tar' --split 'test=val-*.tar'"
 UNPACK_EXAMPLE = "example: shard-tools unpack data/shards data/photos-again"
 
 
@@ -42,22 +45,61 @@ def add_index(commands: Commands) -> None:
         commands,
         "index",
         _run_index,
-        summary="write the index beside anybody's tars",
+        summary="make anybody's tars ready to train on",
         description="Write NAME.idx beside each tar, in the format of DALI's wds2idx: where each member of each sample "
-        "begins and how long it is. For WebDataset shards of any origin.",
+        "begins and how long it is. With --split write shards.json too: WebDataset shards of any origin then train as "
+        "they are.",
         example=INDEX_EXAMPLE,
     )
     command.add_argument(
         "shards", nargs="+", metavar="SHARD", help="a tar, or a folder, which means all *.tar in it; paths or URLs"
     )
-    command.add_argument("--force", action="store_true", help="replace an index that says something else")
+    command.add_argument(
+        "--split",
+        action="append",
+        default=[],
+        type=partial(_pair, "train=train-*.tar"),
+        metavar="NAME=PATTERN",
+        help="the tars of a split, by their file names, as in 'train=train-*.tar' or 'test=val-{000..003}.tar'; may be "
+        "given several times; writes shards.json",
+    )
+    command.add_argument(
+        "--component",
+        action="append",
+        default=[],
+        type=partial(_pair, "depth=d.png"),
+        metavar="NAME=MEMBER",
+        help="what bg, fgbg, depth or mask is called behind KEY., as in fgbg=input.jpg (default: the name itself and "
+        "the suffix of an image)",
+    )
+    command.add_argument(
+        "--force", action="store_true", help="replace an index or a shards.json that says something else"
+    )
     add_workers(command)
 
 
 def _run_index(arguments: Namespace) -> str:
+    from shard_tools.adopt import adopt
     from shard_tools.index_command import write_indexes
 
-    return write_indexes(arguments.shards, force=arguments.force, workers=arguments.workers)
+    components = dict(arguments.component)
+    if len(components) < len(arguments.component):
+        raise UserError("--component: each of bg, fgbg, depth and mask can be named once")
+    if not arguments.split:
+        if components:
+            raise UserError("--component: only with --split, which says which tars go into shards.json")
+        return write_indexes(arguments.shards, force=arguments.force, workers=arguments.workers)
+    patterns: dict[str, list[str]] = {}
+    for split, pattern in arguments.split:
+        patterns.setdefault(split, []).append(pattern)
+    return adopt(arguments.shards, patterns, components, force=arguments.force, workers=arguments.workers)
+
+
+def _pair(example: str, text: str) -> tuple[str, str]:
+    match = re.fullmatch(r"([A-Za-z0-9_-]+)=(.+)", text)
+    if match is None:
+        raise ArgumentTypeError(f"{text}: expected NAME=…, as in {example}")
+    return match[1], match[2]
 
 
 def add_unpack(commands: Commands) -> None:

@@ -116,7 +116,7 @@ def test_what_is_left_out_is_said(tmp_path: Path) -> None:
 
 def test_folders_are_not_worth_a_word(tmp_path: Path) -> None:
     shutil.copy(DATA / "gnu_tar.tar", tmp_path)
-    text = index(tmp_path)
+    text = index(tmp_path).partition("\nnote: ")[0]
     assert text.endswith("not in its index: 1 × hidden file (photos/._a.bg.jpg), 1 × symbolic link (photos/c.json)")
 
 
@@ -139,8 +139,8 @@ def test_a_folder_means_its_tars(tmp_path: Path) -> None:
     for name in ("a.tar", "b.tar"):
         write_tar(tmp_path / name, ["a.jpg"])
     (tmp_path / "notes.txt").write_text("")
-    expected = "indexes: 2 written, 0 already there; they list 2 samples"
-    assert index(tmp_path, tmp_path / "a.tar") == expected
+    text = index(tmp_path, tmp_path / "a.tar")
+    assert text.splitlines()[0] == "indexes: 2 written, 0 already there; they list 2 samples"
     assert sorted(path.name for path in tmp_path.glob("*.idx")) == ["a.idx", "b.idx"]
 
 

@@ -58,6 +58,35 @@ def test_a_digest_stays_what_it_was(manifest: Manifest) -> None:
     assert manifest.digest() == "8fa8e90c6229bfa7b6a950d37abaa5b1142d1de929df1baa6880c3a44f072843"
 
 
+def test_a_component_under_another_name(manifest: Manifest, tmp_path: Path) -> None:
+    """Said only where it is unusual, and then it is another data set."""
+    [usual] = manifest.components
+    assert usual.member_extension == "bg.jpg"
+    assert "member" not in json.loads(manifest.text())["components"][0]
+    same = Component(name="bg", extension="jpg", mode="RGB", size=(24, 16), member="bg.jpg")
+    assert same == usual
+    other = Component(name="bg", extension="jpg", mode="RGB", size=(24, 16), member="clean.jpeg")
+    assert other.member_extension == "clean.jpeg"
+    changed = manifest.model_copy(update={"components": (other,)})
+    (tmp_path / "shards.json").write_text(changed.text())
+    assert read_manifest(tmp_path) == changed
+    assert changed.digest() != manifest.digest()
+
+
+def test_adopted_shards(manifest: Manifest, tmp_path: Path) -> None:
+    assert "adopted" not in json.loads(manifest.text())
+    adopted = manifest.model_copy(update={"adopted": True})
+    (tmp_path / "shards.json").write_text(adopted.text())
+    assert read_manifest(tmp_path) == adopted
+    assert adopted.digest() == manifest.digest()
+
+
+def test_the_text_of_a_manifest_stays_what_it_was(manifest: Manifest) -> None:
+    """A build that is run again compares it."""
+    assert list(json.loads(manifest.text())) == ["format", "version", "components", "splits", "counts", "build"]
+    assert list(json.loads(manifest.text())["components"][0]) == ["name", "extension", "mode", "size"]
+
+
 def test_digest_is_of_the_samples_alone(manifest: Manifest) -> None:
     assert manifest.model_copy(update={"build": {"seed": 9}}).digest() == manifest.digest()
     fewer = manifest.model_copy(update={"splits": {"train": Split(samples=3, shards=(shard("train-000000"),))}})
@@ -91,6 +120,9 @@ def _set(*path: Any) -> Callable[[Any], None]:
         (_set("splits", "train", "shards", 0, "samples", "3"), r"shards\.0\.samples"),
         (_set("splits", "train", "shards", 0, "sha256", "abc"), r"shards\.0\.sha256"),
         (_set("version", 2), "version"),
+        (_set("components", 0, "member", "../bg.jpg"), r"components\.0\.member"),
+        (_set("components", 0, "member", "a b.jpg"), r"components\.0\.member"),
+        (_set("components", 0, "member", ""), r"components\.0\.member"),
         (_set("surprise", 1), "surprise"),
     ],
 )

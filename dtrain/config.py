@@ -3,11 +3,12 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, LiteralString
 
 import yaml
 from pydantic import (
     BaseModel,
+    ByteSize,
     ConfigDict,
     Field,
     ValidationError,
@@ -15,9 +16,13 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
+from dtrain.data.order import ORDER_VERSION
 from dtrain.sizes import SIZE_DIVISOR
 from shard_tools.errors import UserError
+
+_MISSING_KEY: LiteralString = "missing_key"
 
 
 class _Section(BaseModel):
@@ -31,14 +36,78 @@ class _Section(BaseModel):
         return value
 
 
-class DataConfig(_Section):
-    """Where samples come from. Nothing but the manifest's content changes what is computed."""
+class StreamConfig(_Section):
+    """Shards that can't be indexed, for `loader: webdataset`."""
 
-    manifest: Path = Field(description="shards.json, or the folder that holds it")
+    train: str = Field(description="URLs as webdataset takes them, with braces: shards/train-{000000..000099}.tar.gz")
+    test: str = Field(description="the same for the test split")
+    train_samples: int = Field(ge=1, description="how many samples are called an epoch")
+    test_samples: int = Field(ge=1, description="how many the test shards hold")
+    shuffle: int = Field(1000, ge=0, description="samples in each process's shuffle buffer")
+    bg: str = "bg.jpg"
+    fgbg: str = "fgbg.jpg"
+    depth: str = "depth.jpg"
+    mask: str = "mask.jpg"
+
+    @field_validator("train", "test")
+    @classmethod
+    def _runs_no_command(cls, value: str) -> str:
+        if "pipe:" in value:
+            raise ValueError("pipe: runs a command and is refused; expected paths or http(s):// URLs")
+        return value
+
+
+class DataConfig(_Section):
+    """Where samples come from. Nothing but the manifest's content and `decode` changes what is computed."""
+
+    manifest: str = Field("", description="path or URL of shards.json, or of the folder that holds it")
     train_split: str = "train"
     test_split: str = "test"
     threads: int = Field(2, ge=0, le=256, description="decoding threads of each process; 0 decodes in the loop")
     background_cache_mb: int = Field(64, ge=0, description="decoded backgrounds kept by each process")
+    decode: Literal["fast", "exact"] = Field("fast", description="exact: Pillow's pixels and resize, slower")
+    max_lanes: int = Field(64, ge=1, description="shards that a batch draws from at most; part of the order")
+    on_bad_sample: Literal["raise", "replace"] = "raise"
+    max_bad_samples: int = Field(100, ge=0, description="in the whole run; one more stops it")
+    cache_dir: Path | None = Field(None, description="for shards behind a URL (default: ~/.cache/dtrain)")
+    cache_size: ByteSize | None = Field(None, description="such as 200GB (default: half of what is free there)")
+    connections: int = Field(4, ge=1, le=64, description="downloads at a time of each process")
+    patience_seconds: float = Field(300.0, gt=0, description="without a byte from the server before giving up")
+    loader: Literal["shards", "webdataset"] = Field("shards", description="webdataset: its pipeline, no fixed order")
+    stream: StreamConfig | None = Field(None, description="for loader: webdataset")
+
+    @field_validator("manifest", mode="before")
+    @classmethod
+    def _is_a_place(cls, value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(value)
+        if not isinstance(value, str) or not value:
+            raise ValueError("expected a path or a URL; put a number or a date in quotes")
+        return value
+
+    @model_validator(mode="after")
+    def _names_its_shards(self) -> "DataConfig":
+        if self.loader == "shards" and not self.manifest:
+            raise PydanticCustomError(_MISSING_KEY, "manifest")
+        if self.loader == "webdataset" and self.stream is None:
+            raise PydanticCustomError(_MISSING_KEY, "stream")
+        return self
+
+
+class AugmentConfig(_Section):
+    """Random changes of training samples, drawn anew for each in every epoch; all off by default."""
+
+    brightness: float = Field(0.0, ge=0, le=1, description="x: times a factor in [1 - x, 1 + x]; so are the next two")
+    contrast: float = Field(0.0, ge=0, le=1, description="about the mean luminance of the background")
+    saturation: float = Field(0.0, ge=0, le=1)
+    hue: float = Field(0.0, ge=0, le=0.5, description="x: a turn of the colour circle in [-x, x]")
+    flip: float = Field(0.0, ge=0, le=1, description="probability of mirroring left to right")
+    crop: float = Field(1.0, gt=0, le=1, description="smallest share of the side that is kept; 1 keeps all")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is ever changed."""
+        return self != AugmentConfig()
 
 
 class ModelConfig(_Section):
@@ -77,6 +146,7 @@ class StageConfig(_Section):
     epochs: int = Field(1, ge=1)
     samples: int | None = Field(None, ge=1, description="train on the first N in packing order (default: all)")
     learning_rate: float | None = Field(None, gt=0, description="instead of the optimizer's")
+    seed_offset: int = Field(0, ge=0, description="added to the seed for the order of this stage's samples")
 
 
 class CheckpointConfig(_Section):
@@ -103,12 +173,27 @@ class LogConfig(_Section):
     audit: bool = Field(False, description="write the keys of every step to RUN/audit/rank-R.jsonl")
 
 
+_SPEED_AND_PLACE = {
+    "manifest",
+    "threads",
+    "background_cache_mb",
+    "on_bad_sample",
+    "max_bad_samples",
+    "cache_dir",
+    "cache_size",
+    "connections",
+    "patience_seconds",
+}
+"""Keys of `DataConfig` that change nothing of what is computed from whole samples."""
+
+
 class Config(_Section):
     """A whole run."""
 
     run: Path = Field(description="the run folder")
     data: DataConfig
     stages: tuple[StageConfig, ...]
+    augment: AugmentConfig = AugmentConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -153,14 +238,14 @@ class Config(_Section):
             mode="json",
             exclude={
                 "run": True,
-                "data": {"manifest", "threads", "background_cache_mb"},
+                "data": _SPEED_AND_PLACE,
                 "max_micro_batch": True,
                 "checkpoint": True,
                 "evaluate": True,
                 "log": True,
             },
         )
-        return _flatten(chosen)
+        return {"order": ORDER_VERSION, **_flatten(chosen)}
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -270,6 +355,8 @@ def _explain(problem: Any) -> str:
         near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return f"{key}: unknown key; {hint}"
+    if problem["type"] == _MISSING_KEY:
+        return f"{key}.{problem['msg']}: is missing"
     if problem["type"] == "missing":
         return f"{key}: is missing"
     message = _MESSAGES.get(problem["type"], problem["msg"].removeprefix("Value error, "))

@@ -1,13 +1,12 @@
-"""What a run will do, worked out before it starts: pure arithmetic on the configuration and the manifest."""
+"""What a run will do, worked out before it starts: pure arithmetic on the configuration and the shards' lengths."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dtrain.config import Config, ScheduleConfig
-from dtrain.data.order import EpochOrder, Position, cut, rows_of_rank, subset_lengths
+from dtrain.data.order import EpochOrder, Position, cut, rows_of_rank, steps_of_epoch, subset_lengths
 from shard_tools.errors import UserError
-from shard_tools.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -15,8 +14,10 @@ class StagePlan:
     """One stage, cut for this number of processes."""
 
     number: int
+    seed: int
     size: int
     batch: int
+    max_lanes: int
     epochs: int
     steps: int
     """Global batches in an epoch."""
@@ -28,6 +29,17 @@ class StagePlan:
     """The rows of every global batch that are this process's."""
     micro_rows: tuple[range, ...]
     """The same rows, cut into as few nearly equal micro-batches as the largest allowed one permits."""
+
+    def order(self, epoch: int) -> EpochOrder:
+        """The order of samples in an epoch of this stage: the same for every process."""
+        return EpochOrder(
+            self.shard_lengths,
+            seed=self.seed,
+            stage=self.number,
+            epoch=epoch,
+            global_batch=self.batch,
+            max_lanes=self.max_lanes,
+        )
 
     def weight(self, micro_batch: int, world_size: int) -> float:
         """What the mean loss of a micro-batch of this size counts in a step.
@@ -81,28 +93,29 @@ class RunPlan:
             yield stage, position.epoch * stage.steps + position.step
 
 
-def plan_run(config: Config, manifest: Manifest, *, rank: int, world_size: int) -> RunPlan:
-    """Cut every stage for process `rank` of `world_size`.
+def plan_run(config: Config, shard_lengths: Sequence[int], *, rank: int, world_size: int) -> RunPlan:
+    """Cut every stage for process `rank` of `world_size`; `shard_lengths` are the samples per shard to train on.
 
     Raises UserError that names the key when a stage can't be run: too few samples, or a batch that can't be cut.
     """
-    lengths = [shard.samples for shard in manifest.split(config.data.train_split).shards]
     stages = []
     for number, stage in enumerate(config.stages):
         try:
-            subset = subset_lengths(lengths, stage.samples)
-            order = EpochOrder(subset, seed=config.seed, stage=number, epoch=0, global_batch=stage.batch)
+            subset = subset_lengths(shard_lengths, stage.samples)
+            steps, dropped = steps_of_epoch(sum(subset), stage.batch)
             rows = rows_of_rank(stage.batch, rank, world_size)
         except UserError as error:
             raise UserError(f"stages.{number}.{error}") from None
         stages.append(
             StagePlan(
                 number=number,
+                seed=config.seed + stage.seed_offset,
                 size=stage.size,
                 batch=stage.batch,
+                max_lanes=config.data.max_lanes,
                 epochs=stage.epochs,
-                steps=order.steps,
-                dropped=order.dropped,
+                steps=steps,
+                dropped=dropped,
                 learning_rate=stage.learning_rate or config.optimizer.learning_rate,
                 shard_lengths=tuple(subset),
                 rows=rows,

@@ -267,10 +267,12 @@ def test_the_resolved_configuration_reads_back_equal(load: Load, tmp_path: Path)
 
 
 IDENTITY = {
-    *("data.train_split", "data.test_split", "model.width", "loss.scale", "precision", "seed"),
+    *(f"data.{key}" for key in ("train_split", "test_split", "decode", "max_lanes", "loader", "stream")),
+    *("order", "model.width", "loss.scale", "precision", "seed"),
     *(f"stages.{n}.{key}" for n in (0, 1) for key in ("size", "batch", "epochs", "samples", "learning_rate")),
     *(f"optimizer.{key}" for key in ("name", "learning_rate", "weight_decay", "momentum")),
     *("schedule.name", "schedule.warmup_samples"),
+    *(f"augment.{key}" for key in ("brightness", "contrast", "saturation", "hue", "flip", "crop")),
 }
 
 
@@ -282,7 +284,9 @@ def test_the_identity_is_what_decides_the_weights(load: Load) -> None:
     "override",
     [
         *("--run=b", "--data.manifest=b", "--data.threads=9", "--data.background_cache_mb=1", "--max_micro_batch=1"),
-        *("--checkpoint.every_steps=1", "--evaluate.samples=1", "--evaluate.batch=1", "--log.audit=true"),
+        *("--data.on_bad_sample=replace", "--data.max_bad_samples=1", "--data.cache_dir=c", "--data.cache_size=1GB"),
+        *("--data.connections=1", "--data.patience_seconds=1", "--checkpoint.every_steps=1"),
+        *("--evaluate.samples=1", "--evaluate.batch=1", "--log.audit=true"),
     ],
 )
 def test_what_changes_speed_alone_leaves_the_identity(load: Load, override: str) -> None:

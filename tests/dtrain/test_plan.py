@@ -31,7 +31,7 @@ def test_a_share_is_cut_into_as_few_micro_batches_as_fit(
     make_config: MakeConfig, shards: Shards, batch: int, largest: int, sizes: list[int]
 ) -> None:
     config = make_config(f"--max_micro_batch={largest}", f"--stages.0.batch={batch}")
-    stage = plan_run(config, shards.manifest, rank=0, world_size=1).stages[0]
+    stage = plan_run(config, shards.lengths(), rank=0, world_size=1).stages[0]
     assert sorted(map(len, stage.micro_rows)) == sizes
     assert sum(stage.weight(size, 1) for size in sizes) == pytest.approx(1)
 
@@ -45,7 +45,7 @@ def test_processes_and_micro_batches_cut_the_batch_into_parts(
     seen: list[list[int]] = [[], []]
     weights = [0.0, 0.0]
     for rank in range(world_size):
-        plan = plan_run(config, shards.manifest, rank=rank, world_size=world_size)
+        plan = plan_run(config, shards.lengths(), rank=rank, world_size=world_size)
         for stage, rows in zip(plan.stages, seen, strict=True):
             assert all(0 < len(part) <= largest for part in stage.micro_rows)
             assert [row for part in stage.micro_rows for row in part] == list(stage.rows)
@@ -57,7 +57,7 @@ def test_processes_and_micro_batches_cut_the_batch_into_parts(
 
 def test_totals_and_what_lies_behind_a_position(make_config: MakeConfig, shards: Shards) -> None:
     config = make_config("--stages.1.batch=8", "--stages.1.samples=17")
-    plan = plan_run(config, shards.manifest, rank=0, world_size=2)
+    plan = plan_run(config, shards.lengths(), rank=0, world_size=2)
 
     first, second = plan.stages
     assert (first.steps, first.dropped, first.epochs) == (30 // 6, 0, 2)
@@ -83,7 +83,7 @@ def test_totals_and_what_lies_behind_a_position(make_config: MakeConfig, shards:
 
 def test_a_stage_may_have_its_own_learning_rate(make_config: MakeConfig, shards: Shards) -> None:
     config = make_config("--optimizer.learning_rate=0.5", "--stages.1.learning_rate=0.25")
-    plan = plan_run(config, shards.manifest, rank=0, world_size=1)
+    plan = plan_run(config, shards.lengths(), rank=0, world_size=1)
     assert [stage.learning_rate for stage in plan.stages] == [0.5, 0.25]
 
 
@@ -101,7 +101,8 @@ def test_a_stage_that_cannot_be_run_is_named(
     make_config: MakeConfig, shards: Shards, override: str, world_size: int, expected: str
 ) -> None:
     with pytest.raises(UserError, match=expected):
-        plan_run(make_config(override), shards.manifest, rank=0, world_size=world_size)
+        config = make_config(override)
+        plan_run(config, shards.lengths(config.data.train_split), rank=0, world_size=world_size)
 
 
 def test_constant_learning_rate() -> None:
@@ -134,3 +135,14 @@ def test_a_warm_up_longer_than_the_run_only_rises(total: int) -> None:
     factors = [learning_rate_factor(schedule, samples, total) for samples in range(0, total, 10)]
     assert factors == sorted(factors)
     assert 0 < factors[0] < factors[-1] < 1
+
+
+def test_the_order_of_a_stage_takes_its_own_seed_and_lanes(make_config: MakeConfig, shards: Shards) -> None:
+    def first_samples(*overrides: str) -> list[int]:
+        plan = plan_run(make_config(*overrides), shards.lengths(), rank=0, world_size=1)
+        return [int(sample) for sample in plan.stages[0].order(epoch=1).batch(0).sample]
+
+    usual = first_samples()
+    assert usual == first_samples("--stages.1.seed_offset=1")
+    assert usual != first_samples("--stages.0.seed_offset=1") == first_samples("--seed=1")
+    assert usual != first_samples("--data.max_lanes=2")

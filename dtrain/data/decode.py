@@ -3,6 +3,8 @@
 import io
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import simplejpeg
@@ -12,6 +14,14 @@ from PIL import Image, UnidentifiedImageError
 from shard_tools.checks import MAX_PIXELS
 
 Pixels = NDArray[np.uint8]
+Encoded = bytes | memoryview
+Decoder = Callable[[Encoded, Pixels], None]
+Decode = Literal["fast", "exact"]
+
+RESIZE = Image.Resampling.BILINEAR
+"""Antialiased, as the resize on the device is."""
+
+_COLORSPACES = {3: "RGB", 1: "GRAY"}
 
 
 def decoded_size(native: tuple[int, int], size: int) -> tuple[int, int]:
@@ -27,35 +37,55 @@ def decoded_size(native: tuple[int, int], size: int) -> tuple[int, int]:
     return native
 
 
-def decode_into(data: bytes, slot: Pixels) -> None:
+def decode_into(data: Encoded, slot: Pixels) -> None:
     """Decode an image into `slot`, shape (H, W, 3) for RGB or (H, W, 1) for gray, uint8.
 
     A JPEG whose `decoded_size` is that of the slot is written straight into it; anything else goes through an
     antialiased resize. 16-bit gray keeps its upper 8 bits. Raises ValueError saying what is wrong with the data.
     """
     height, width, channels = slot.shape
-    if data[:2] == b"\xff\xd8":
-        try:
-            native_height, native_width, _, _ = simplejpeg.decode_jpeg_header(data)
-            if native_height * native_width > MAX_PIXELS:
-                raise ValueError(f"{native_width}×{native_height} pixels are more than {MAX_PIXELS}")
-            scaled = decoded_size((native_height, native_width), min(height, width))
-            colorspace = "RGB" if channels == 3 else "GRAY"
-            if scaled == (height, width):
-                simplejpeg.decode_jpeg(data, colorspace, min_height=height, min_width=width, buffer=slot)
-                return
-            pixels = simplejpeg.decode_jpeg(data, colorspace, min_height=height, min_width=width)
-            image = Image.fromarray(pixels if channels == 3 else pixels[..., 0])
-        except ValueError as error:
-            image = _open_with_pillow(data, channels, str(error))
-    else:
-        image = _open_with_pillow(data, channels, "no JPEG")
+    try:
+        decoded = simplejpeg.decode_jpeg(data, _COLORSPACES[channels], min_height=height, min_width=width, buffer=slot)
+        if decoded.shape == slot.shape:
+            return
+    except ValueError:  # no JPEG, damaged, or not of the slot's size: below it is looked at more closely
+        pass
+    _decode_resized(data, slot)
+
+
+def decode_exactly(data: Encoded, slot: Pixels) -> None:
+    """As `decode_into`, but with Pillow alone: its pixels at full size, then its antialiased resize."""
+    _fit(_open_with_pillow(data, slot.shape[2]), slot)
+
+
+DECODERS: dict[Decode, Decoder] = {"fast": decode_into, "exact": decode_exactly}
+
+
+def _decode_resized(data: Encoded, slot: Pixels) -> None:
+    """An image that does not decode to the size of the slot by itself."""
+    height, width, channels = slot.shape
+    if bytes(data[:2]) != b"\xff\xd8":
+        decode_exactly(data, slot)
+        return
+    try:
+        native_height, native_width, _, _ = simplejpeg.decode_jpeg_header(data)
+        if native_height * native_width > MAX_PIXELS:
+            raise ValueError(f"{native_width}×{native_height} pixels are more than {MAX_PIXELS}")
+        pixels = simplejpeg.decode_jpeg(data, _COLORSPACES[channels], min_height=height, min_width=width)
+        image = Image.fromarray(pixels if channels == 3 else pixels[..., 0])
+    except ValueError as error:
+        image = _open_with_pillow(data, channels, f" ({error})")
+    _fit(image, slot)
+
+
+def _fit(image: Image.Image, slot: Pixels) -> None:
+    height, width, _ = slot.shape
     if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        image = image.resize((width, height), RESIZE)
     slot[...] = np.asarray(image).reshape(slot.shape)
 
 
-def _open_with_pillow(data: bytes, channels: int, otherwise: str) -> Image.Image:
+def _open_with_pillow(data: Encoded, channels: int, otherwise: str = "") -> Image.Image:
     """What simplejpeg does not read (PNG, WebP, CMYK JPEG); ValueError also gives simplejpeg's reason."""
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -66,9 +96,9 @@ def _open_with_pillow(data: bytes, channels: int, otherwise: str) -> Image.Image
                 return upper.convert("RGB") if channels == 3 else upper
             return image.convert("RGB" if channels == 3 else "L")
     except UnidentifiedImageError:
-        raise ValueError(f"not an image that can be read ({otherwise})") from None
+        raise ValueError(f"not an image that can be read{otherwise}") from None
     except Exception as error:  # Pillow's decoders raise whatever their parsing hits
-        raise ValueError(f"{error} ({otherwise})") from None
+        raise ValueError(f"{error}{otherwise}") from None
 
 
 class BackgroundCache:
@@ -77,29 +107,39 @@ class BackgroundCache:
     One background is shared by thousands of tuples, as equal bytes; equal bytes are decoded once. Thread-safe.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, decode: Decoder = decode_into) -> None:
         self._max_bytes = max_bytes
+        self._decode = decode
         self._bytes = 0
-        self._images: OrderedDict[bytes, Pixels] = OrderedDict()
+        self._images: OrderedDict[tuple[int, bytes], tuple[bytes, Pixels]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def decode_into(self, data: bytes, slot: Pixels) -> None:
+    def decode_into(self, data: Encoded, slot: Pixels) -> None:
         """Like the function `decode_into`, without decoding what is kept. All slots have one shape."""
-        with self._lock:
-            image = self._images.get(data)
-            if image is not None:
-                self._images.move_to_end(data)
-        if image is not None:
+        middle = len(data) // 2
+        # To compare all bytes with one candidate is several times faster than to hash them.
+        name = (len(data), bytes(data[middle : middle + 64]))
+        content, image = self._images.get(name, _NOTHING)
+        if image is not None and content == bytes(data):
+            with self._lock:
+                if name in self._images:
+                    self._images.move_to_end(name)
             slot[...] = image
             return
-        decode_into(data, slot)
-        cost = len(data) + slot.nbytes
+        self._decode(data, slot)
+        self._keep(name, bytes(data), slot)
+
+    def _keep(self, name: tuple[int, bytes], content: bytes, slot: Pixels) -> None:
+        cost = len(content) + slot.nbytes
         if cost > self._max_bytes:
             return
         with self._lock:
-            if data not in self._images:
-                self._images[data] = slot.copy()
+            if name not in self._images:
+                self._images[name] = content, slot.copy()
                 self._bytes += cost
             while self._bytes > self._max_bytes:
-                dropped, pixels = self._images.popitem(last=False)
+                _, (dropped, pixels) = self._images.popitem(last=False)
                 self._bytes -= len(dropped) + pixels.nbytes
+
+
+_NOTHING: tuple[bytes, None] = b"", None

@@ -1,23 +1,41 @@
 """Whole batches, decoded ahead by threads in an order that they cannot change."""
 
+import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Literal, ParamSpec, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dtrain.config import DataConfig
-from dtrain.data.decode import BackgroundCache, decode_into, decoded_size
-from dtrain.data.order import SampleRefs
-from dtrain.data.reader import ShardReader
+from dtrain.data.buffers import BatchBuffers
+from dtrain.data.decode import DECODERS, BackgroundCache, Decode, Encoded, Pixels, decoded_size
+from dtrain.data.order import Reading, SampleRefs
+from dtrain.data.reader import ShardFiles, ShardReader
 from shard_tools.errors import UserError
+from shard_tools.layouts import BACKGROUND, COMPONENTS
 from shard_tools.manifest import Manifest
 
-COMPONENTS = ("bg", "fgbg", "depth", "mask")
+CHANNELS = (3, 3, 1, 1)
+
+OnBadSample = Literal["raise", "replace"]
+Others = Callable[[int, int], Iterator[tuple[int, int]]]
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that can't be decoded, and the key of the one that is used instead; None: left out."""
+
+    key: str
+    used: str | None
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -29,6 +47,7 @@ class HostBatch:
     fgbg: Tensor
     depth: Tensor
     mask: Tensor
+    bad: tuple[BadSample, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,6 +60,16 @@ class Batch:
     mask: Tensor
 
 
+class BatchSource(Protocol):
+    """What the trainer takes batches from."""
+
+    def batches(self, reading: Reading) -> Generator[HostBatch]:
+        """The batches of `reading`, in its order."""
+
+    def close(self) -> None:
+        """Let go of threads and files."""
+
+
 class Loader:
     """Reads and decodes batches of one split for one image size.
 
@@ -50,41 +79,48 @@ class Loader:
 
     def __init__(
         self,
-        folder: Path,
+        files: ShardFiles,
         manifest: Manifest,
         split: str,
         *,
         size: int,
         threads: int,
         background_cache_bytes: int,
+        decode: Decode = "fast",
+        on_bad_sample: OnBadSample = "raise",
         pin_memory: bool = False,
     ) -> None:
-        self.reader = ShardReader(folder, manifest, split, COMPONENTS)
-        self._slot = _slot_size(manifest, size)
-        self._backgrounds = BackgroundCache(background_cache_bytes)
-        self._pin_memory = pin_memory
+        self.reader = ShardReader(files, manifest, split, COMPONENTS)
+        self._slot = _slot_size(manifest, size) if decode == "fast" else (size, size)
+        self._decoder = SampleDecoder(decode, background_cache_bytes)
+        self._replace = on_bad_sample == "replace"
         self._ahead = threads + 1
+        self._buffers = BatchBuffers(self._ahead + 1, pin_memory=pin_memory)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads else None
 
-    def batches(self, plan: Iterable[SampleRefs]) -> Iterator[HostBatch]:
-        """The batches that `plan` names, in its order.
+    def batches(self, reading: Reading) -> Generator[HostBatch]:
+        """The batches of `reading`, in its order.
 
-        Raises UserError that names the shard or the sample when one can't be read or decoded.
+        Raises UserError that names the shard or the sample when one can't be read or decoded. With `on_bad_sample`
+        "replace", a sample that can't be decoded is replaced by another one of its global batch, or left out where
+        `reading` knows of no others; a shard that can't be read is an error all the same.
         """
-        if self._pool is None:
-            yield from map(self._load, plan)
-            return
         pending: deque[Future[HostBatch]] = deque()
+        asked = enumerate(reading.batches)
+        self.reader.begin(reading.spans, ahead=self._ahead)
         try:
-            for refs in plan:
-                pending.append(self._pool.submit(self._load, refs))
-                if len(pending) >= self._ahead:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
+            for passed in itertools.count():
+                for number, refs in itertools.islice(asked, self._ahead - len(pending)):
+                    pending.append(submit(self._pool, self._load, number, refs, reading.others))
+                if not pending:
+                    return
+                batch = pending.popleft().result()
+                self.reader.passed(passed)
+                yield batch
         finally:
-            for future in pending:
-                future.cancel()
+            running = [future for future in pending if not future.cancel()]
+            self.reader.end()
+            wait(running)
 
     def close(self) -> None:
         """Drop what is in flight and let go of threads and files."""
@@ -92,42 +128,88 @@ class Loader:
             self._pool.shutdown(wait=True, cancel_futures=True)
         self.reader.close()
 
-    def _load(self, refs: SampleRefs) -> HostBatch:
-        keys: list[str] = []
-        height, width = self._slot
-        tensors = [
-            torch.empty((len(refs), height, width, channels), dtype=torch.uint8, pin_memory=self._pin_memory)
-            for channels in (3, 3, 1, 1)
-        ]
+    def _load(self, number: int, refs: SampleRefs, others: Others | None) -> HostBatch:
+        tensors = self._buffers.take([(len(refs), *self._slot, channels) for channels in CHANNELS])
         arrays = [tensor.numpy() for tensor in tensors]
-        for row, (shard, sample) in enumerate(zip(refs.shard.tolist(), refs.sample.tolist(), strict=True)):
-            key, parts = self.reader.read(shard, sample)
-            for component, data, slots in zip(COMPONENTS, parts, arrays, strict=True):
-                decode = self._backgrounds.decode_into if component == "bg" else decode_into
-                try:
-                    decode(data, slots[row])
-                except ValueError as error:
-                    raise UserError(
-                        f"{self.reader.shard_path(shard)}: sample {key!r}: {component} can't be decoded: {error}; "
-                        "build the shards again from whole files"
-                    ) from error
-            keys.append(key)
-        return HostBatch(keys, *tensors)
+        keys: list[str] = []
+        bad: list[BadSample] = []
+        for row, place in enumerate(zip(refs.shard.tolist(), refs.sample.tolist(), strict=True)):
+            slots = [array[len(keys)] for array in arrays]
+            try:
+                keys.append(self._load_sample(*place, slots))
+            except BadSampleError as error:
+                if not self._replace:
+                    raise
+                used = self._load_first(others(number, row), slots) if others else None
+                keys += [used] if used is not None else []
+                bad.append(BadSample(error.key, used, str(error)))
+        bg, fgbg, depth, mask = (tensor[: len(keys)] for tensor in tensors)
+        return HostBatch(keys, bg, fgbg, depth, mask, tuple(bad))
+
+    def _load_sample(self, shard: int, sample: int, slots: list[Pixels]) -> str:
+        """Decode the components of a sample into the slots; its key."""
+        key, parts = self.reader.view(shard, sample)
+        try:
+            self._decoder.decode(parts, slots)
+        except ValueError as error:
+            raise BadSampleError(self.reader.shard_path(shard), key, error) from error
+        return key
+
+    def _load_first(self, places: Iterator[tuple[int, int]], slots: list[Pixels]) -> str:
+        """Decode the first of these samples that can be; its key."""
+        for place in places:
+            with suppress(BadSampleError):
+                return self._load_sample(*place, slots)
+        raise UserError("no sample of a whole global batch can be decoded; build the shards again from whole files")
 
 
-def make_loader(
-    config: DataConfig, folder: Path, manifest: Manifest, split: str, *, size: int, device: torch.device
-) -> Loader:
-    """The loader that a configuration asks for, with batches in pinned memory where `device` is a GPU."""
-    return Loader(
-        folder,
-        manifest,
-        split,
-        size=size,
-        threads=config.threads,
-        background_cache_bytes=config.background_cache_mb * 2**20,
-        pin_memory=device.type == "cuda",
-    )
+def submit(
+    pool: ThreadPoolExecutor | None,
+    function: Callable[Arguments, Result],
+    /,
+    *args: Arguments.args,
+    **kwargs: Arguments.kwargs,
+) -> Future[Result]:
+    """What the function returns, called by a thread of the pool; at once and in this thread where there is no pool."""
+    if pool is not None:
+        return pool.submit(function, *args, **kwargs)
+    done: Future[Result] = Future()
+    done.set_result(function(*args, **kwargs))
+    return done
+
+
+class SampleDecoder:
+    """Decodes whole samples, and each background that they share once. Thread-safe."""
+
+    def __init__(self, decode: Decode, background_cache_bytes: int) -> None:
+        self._decode = DECODERS[decode]
+        self._backgrounds = BackgroundCache(background_cache_bytes, self._decode)
+
+    def decode(self, parts: Sequence[Encoded], slots: Sequence[Pixels]) -> None:
+        """Decode the `COMPONENTS` of a sample into its slots of a batch. Raises ValueError that names the component."""
+        for component, data, slot in zip(COMPONENTS, parts, slots, strict=True):
+            decode = self._backgrounds.decode_into if component == BACKGROUND else self._decode
+            try:
+                decode(data, slot)
+            except ValueError as error:
+                raise ValueError(f"{component} can't be decoded: {error}") from error
+
+
+class BadSampleError(UserError):
+    """A sample that can't be decoded."""
+
+    def __init__(self, shard: str, key: str, reason: ValueError) -> None:
+        super().__init__(
+            f"{shard}: sample {key!r}: {reason}; build the shards again from whole files, or let other samples stand "
+            "in for such ones: --data.on_bad_sample replace"
+        )
+        self.key = key
+
+
+def blank_batch(rows: int, size: int) -> HostBatch:
+    """Black images of side `size`, for a process that has none of its own but still takes part in a step."""
+    bg, fgbg, depth, mask = (torch.zeros((rows, size, size, channels), dtype=torch.uint8) for channels in CHANNELS)
+    return HostBatch([""] * rows, bg, fgbg, depth, mask)
 
 
 def to_device(batch: HostBatch, device: torch.device, size: int) -> Batch:

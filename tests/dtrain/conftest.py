@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dtrain.config import Config, load_config
+from dtrain.data.reader import LocalFiles
 from shard_tools.build import build
 from shard_tools.build_plan import Backgrounds, BuildOptions
 from shard_tools.manifest import Manifest, read_manifest
+from shard_tools.storage import LocalStorage
 from shard_tools.workers import run_tasks
 
 BACKGROUNDS, PLACEMENTS, SIDE = 4, 10, 48
@@ -32,6 +34,13 @@ class Shards:
     @property
     def manifest(self) -> Manifest:
         return read_manifest(self.folder)
+
+    @property
+    def files(self) -> LocalFiles:
+        return LocalFiles(LocalStorage(self.folder))
+
+    def lengths(self, split: str = "train") -> list[int]:
+        return [shard.samples for shard in self.manifest.split(split).shards]
 
     def source_files(self, key: str) -> list[Path]:
         """The files of a sample in the order bg, fgbg, depth, mask."""

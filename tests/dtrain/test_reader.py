@@ -15,14 +15,13 @@ import pytest
 from dtrain.data import reader as reader_module
 from dtrain.data.reader import ShardReader
 from shard_tools.errors import UserError
+from shard_tools.layouts import COMPONENTS
 
 from .conftest import BACKGROUNDS, PLACEMENTS, Shards, pack
 
-COMPONENTS = ("bg", "fgbg", "depth", "mask")
-
 
 def open_reader(shards: Shards, split: str = "train", components: tuple[str, ...] = COMPONENTS) -> ShardReader:
-    return ShardReader(shards.folder, shards.manifest, split, components)
+    return ShardReader(shards.files, shards.manifest, split, components)
 
 
 def places(reader: ShardReader) -> list[tuple[int, int]]:
@@ -57,7 +56,7 @@ def test_an_unknown_split_is_refused(shards: Shards) -> None:
 def test_places_for_messages(shards: Shards) -> None:
     reader = open_reader(shards)
     assert reader.shard_lengths == [8, 8, 8, 6]
-    assert reader.shard_path(2) == shards.folder / "train-000002.tar"
+    assert reader.shard_path(2) == str(shards.folder / "train-000002.tar")
 
 
 def cut(path: Path) -> None:
@@ -126,7 +125,7 @@ def put_index(folder: Path, data: bytes) -> None:
     [
         (rb"bg\.jpg", b"\xff\xfe.jpg", "is no text"),
         (rb"mask\.jpg ([0-9]+) [0-9]+", rb"mask.jpg \1 %d" % 2**40, "lies beyond the end of train-000000.tar"),
-        (rb"mask\.jpg [0-9]+", b"mask.jpg %d" % 2**70, "lies beyond the end of train-000000.tar"),
+        (rb"mask\.jpg [0-9]+", b"mask.jpg %d" % 2**70, "lies beyond the end of its shard"),
     ],
 )
 def test_an_index_that_cannot_be_true_is_refused(own_shards: Shards, old: bytes, new: bytes, reason: str) -> None:

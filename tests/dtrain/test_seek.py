@@ -8,8 +8,10 @@ import pytest
 
 from dtrain.data.loader import Loader
 from dtrain.data.order import EpochOrder
+from dtrain.data.reader import LocalFiles
 from shard_tools.errors import UserError
 from shard_tools.index import parse_index
+from shard_tools.storage import LocalStorage
 
 from .conftest import Shards
 
@@ -25,14 +27,13 @@ def test_samples_of_steps_that_are_done_are_not_read(shards: Shards, tmp_path: P
         for shard, sample in zip(refs.shard.tolist(), refs.sample.tolist(), strict=True):
             destroy(folder / train[shard].file, sample)
 
-    loader = Loader(
-        folder, shards.manifest, "train", size=48, threads=threads, background_cache_bytes=2**20, pin_memory=False
-    )
+    files = LocalFiles(LocalStorage(folder))
+    loader = Loader(files, shards.manifest, "train", size=48, threads=threads, background_cache_bytes=2**20)
     with closing(loader):
-        rest = list(loader.batches(map(order.batch, range(middle, order.steps))))
+        rest = list(loader.batches(order.reading(middle, [range(6)])))
         assert len(rest) == order.steps - middle > 0
         with pytest.raises(UserError, match="can't be decoded"):
-            list(loader.batches(map(order.batch, range(order.steps))))
+            list(loader.batches(order.reading(0, [range(6)])))
 
 
 def destroy(shard: Path, sample: int) -> None:

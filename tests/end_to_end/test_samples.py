@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import webdataset
 
-from dtrain.data.loader import COMPONENTS
-from dtrain.data.reader import ShardReader
+from dtrain.data.reader import LocalFiles, ShardReader
+from shard_tools.layouts import COMPONENTS
 from shard_tools.manifest import read_manifest
+from shard_tools.storage import LocalStorage
 
 from .conftest import BATCH, EPOCHS, STEPS, TRAIN_SAMPLES, Run
 
@@ -58,7 +59,7 @@ def test_a_batch_that_five_processes_share_unevenly_is_still_the_same_batch(run:
 def test_webdataset_alone_reads_the_same_tuples(undisturbed: Run) -> None:
     manifest = read_manifest(undisturbed.shards)
     for split in ("train", "test"):
-        reader = ShardReader(undisturbed.shards, manifest, split, COMPONENTS)
+        reader = ShardReader(LocalFiles(LocalStorage(undisturbed.shards)), manifest, split, COMPONENTS)
         ours = [
             reader.read(shard, sample) for shard, length in enumerate(reader.shard_lengths) for sample in range(length)
         ]

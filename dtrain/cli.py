@@ -13,6 +13,7 @@ TRAIN_EXAMPLE = (
 )
 EVALUATE_EXAMPLE = "example: dtrain evaluate runs/demo"
 PREDICT_EXAMPLE = "example: dtrain predict runs/demo --bg room.jpg --fgbg room_with_chair.jpg --out predictions"
+AUDIT_EXAMPLE = "example: dtrain audit runs/demo"
 REPORT_EXAMPLE = "example: dtrain report runs/demo"
 
 
@@ -40,6 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("config", type=Path, metavar="CONFIG", help="YAML file, such as configs/demo.yaml")
     train.add_argument("--fresh", action="store_true", help="forget what is in the run folder and begin anew")
     train.add_argument("--overwrite", action="store_true", help="with --fresh: even if that run is finished")
+    train.add_argument("--audit", action="store_true", help="write down which samples each step consumed (log.audit)")
+    train.add_argument("--cache-dir", metavar="DIR", help="for shards behind a URL: local copies (data.cache_dir)")
+    train.add_argument("--cache-size", metavar="SIZE", help="the same, at most so much: 200GB (data.cache_size)")
 
     evaluate = add(
         "evaluate",
@@ -52,7 +56,16 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--checkpoint", metavar="NAME", help="such as step-00000120 (default: the newest whole one)")
     evaluate.add_argument("--split", metavar="NAME", help="split of the shards (default: the run's test split)")
     evaluate.add_argument("--size", type=int, metavar="S", help="side in pixels (default: the last stage's)")
-    evaluate.add_argument("--manifest", type=Path, metavar="PATH", help="other shards than the run was trained on")
+    evaluate.add_argument("--manifest", metavar="PLACE", help="other shards than the run was trained on")
+
+    audit = add(
+        "audit",
+        "prove which samples a run has seen",
+        "Prove, from what a training with --audit wrote down, that every step had the samples that the order asks for, "
+        "and every epoch each sample once, across all kills and resumes; or name what broke.",
+        AUDIT_EXAMPLE,
+    )
+    audit.add_argument("run", type=Path, metavar="RUN", help="run folder")
 
     predict = add(
         "predict",
@@ -85,7 +98,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
             from dtrain.config import load_config
             from dtrain.loop import train
 
-            config = load_config(arguments.config, overrides)
+            config = load_config(arguments.config, [*overrides, *_named_overrides(arguments)])
             train(config, fresh=arguments.fresh, overwrite=arguments.overwrite)
         case "evaluate":
             from dtrain.evaluate import evaluate_run
@@ -97,6 +110,10 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
                 size=arguments.size,
                 manifest=arguments.manifest,
             )
+        case "audit":
+            from dtrain.audit import audit_run
+
+            print(audit_run(arguments.run))
         case "predict":
             from dtrain.predict import predict
 
@@ -112,6 +129,13 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
             from dtrain.report import write_report
 
             print(write_report(arguments.run))
+
+
+def _named_overrides(arguments: argparse.Namespace) -> list[str]:
+    """The options of `train` that stand for keys of the configuration."""
+    named = {"--data.cache_dir": arguments.cache_dir, "--data.cache_size": arguments.cache_size}
+    chosen = [text for key, value in named.items() if value is not None for text in (key, value)]
+    return [*chosen, "--log.audit", "true"] if arguments.audit else chosen
 
 
 def main(argv: Sequence[str] | None = None) -> int:

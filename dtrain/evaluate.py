@@ -1,17 +1,19 @@
 """`dtrain evaluate`: a checkpoint on a split, beside predictors that look at nothing."""
 
 import json
+import sys
 from pathlib import Path
 
 from dtrain.config import Config
+from dtrain.data.dataset import open_dataset
 from dtrain.devices import make_accelerator
 from dtrain.evaluator import Evaluator
 from dtrain.metrics import Figures, trivial_figures
+from dtrain.preempt import Vote
 from dtrain.run_folder import RunFolder
 from dtrain.sizes import check_size
 from dtrain.trained import load_trained
 from shard_tools.atomic import atomic_file, write_atomically
-from shard_tools.manifest import manifest_folder, read_manifest
 
 _COLUMNS = ("mask_iou", "mask_accuracy", "depth_mse", "depth_rmse", "depth_r2")
 
@@ -22,7 +24,7 @@ def evaluate_run(
     checkpoint: str | None = None,
     split: str | None = None,
     size: int | None = None,
-    manifest: Path | None = None,
+    manifest: str | None = None,
 ) -> Figures:
     """Evaluate a run, print a table, write RUN/evaluation.json and RUN/evaluation.png; works under a launcher too.
 
@@ -33,12 +35,18 @@ def evaluate_run(
     config = RunFolder(path).load_config()
     accelerator = make_accelerator(config)
     trained = load_trained(path, checkpoint, accelerator.device)
-    place = manifest or config.data.manifest
+    if manifest is not None:
+        data = config.data.model_copy(update={"manifest": manifest})
+        config = config.model_copy(update={"data": data})
     split = split or config.data.test_split
     size = size or config.stages[-1].size
-    evaluator = Evaluator(_whole_split(config), manifest_folder(place), read_manifest(place), accelerator, split)
-    figures = evaluator.figures(trained.module, size)
-    assert figures is not None, "nothing stops this evaluation"
+    dataset = open_dataset(config.data)
+    evaluator = Evaluator(_whole_split(config), dataset, accelerator, split)
+    evaluation = evaluator.figures(trained.module, size, Vote())
+    assert evaluation is not None, "nothing stops this evaluation"
+    figures = evaluation.figures
+    for bad in evaluation.bad:
+        print(f"left out: {bad.reason}", file=sys.stderr, flush=True)
     if accelerator.is_main_process:
         run = trained.run
         with atomic_file(run.evaluation_picture) as file:
@@ -47,15 +55,16 @@ def evaluate_run(
         result = {
             "checkpoint": trained.checkpoint,
             "split": split,
-            "samples": evaluator.samples,
+            "samples": evaluation.samples,
             "size": size,
             "metrics": figures,
             "trivial": trivial,
         }
         write_atomically(run.evaluation, json.dumps(result, indent=1) + "\n")
-        print(f"{path}, {trained.checkpoint}, on {evaluator.samples:,} samples of {split} at {size}×{size}:\n")
+        print(f"{path}, {trained.checkpoint}, on {evaluation.samples:,} samples of {split} at {size}×{size}:\n")
         print(format_table({"this model": figures, **trivial}))
         print(f"\nfigures: {run.evaluation}\npicture: {run.evaluation_picture}", flush=True)
+    dataset.close()
     accelerator.end_training()
     return figures
 

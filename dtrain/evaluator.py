@@ -1,9 +1,9 @@
 """Figures and pictures of a model on a split: every sample once, on any number of processes."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -11,76 +11,87 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dtrain.config import Config
-from dtrain.data.loader import Batch, Loader, make_loader, to_device
-from dtrain.data.order import SampleRefs, cut, in_packing_order, subset_lengths
+from dtrain.data.dataset import Dataset
+from dtrain.data.loader import BadSample, Batch, BatchSource, HostBatch, to_device
+from dtrain.data.order import cut, in_packing_order, subset_lengths
 from dtrain.metrics import DepthMaskMetrics, Figures
 from dtrain.model import Prediction
 from dtrain.panel import PanelSamples, draw_panel
+from dtrain.preempt import AgreedError, Vote
 from shard_tools.errors import UserError
-from shard_tools.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures over `samples` samples; `bad` are those of this process that could not be decoded and are left out."""
+
+    figures: Figures
+    samples: int
+    bad: tuple[BadSample, ...]
 
 
 class Evaluator:
     """Evaluates models on one split at one image size; reads nothing until it is asked to."""
 
-    def __init__(self, config: Config, folder: Path, manifest: Manifest, accelerator: Accelerator, split: str) -> None:
-        """`folder` holds the manifest. Raises UserError if the split has fewer samples than the config asks for."""
+    def __init__(self, config: Config, dataset: Dataset, accelerator: Accelerator, split: str) -> None:
+        """Raises UserError if the split has fewer samples than the config asks for."""
         self._config = config
-        self._folder = folder
-        self._manifest = manifest
+        self._dataset = dataset
         self._accelerator = accelerator
         self._split = split
-        lengths = [shard.samples for shard in manifest.split(split).shards]
         try:
-            self._lengths = subset_lengths(lengths, config.evaluate.samples)
+            self._lengths = subset_lengths(dataset.lengths(split), config.evaluate.samples)
         except UserError as error:
             raise UserError(f"evaluate.{error}") from None
         self.samples = sum(self._lengths)
 
-    def figures(self, module: nn.Module, size: int, should_stop: Callable[[], bool] = lambda: False) -> Figures | None:
-        """Figures over the split, the same on every process; None if `should_stop` said so on the way.
+    def figures(self, module: nn.Module, size: int, vote: Vote) -> Evaluation | None:
+        """Figures over the split, the same on every process; None if all agreed to stop on the way.
 
-        `module` is not wrapped for DDP. `should_stop` is called equally often by every process.
+        `module` is not wrapped for DDP. Raises AgreedError if a process can't read its part.
         """
         world_size, batch = self._accelerator.num_processes, self._config.evaluate.batch
         rows = cut(self.samples, world_size)[self._accelerator.process_index]
         most_rows = math.ceil(self.samples / world_size)
         metrics = DepthMaskMetrics().to(self._accelerator.device)
-        plan = (self._refs(rows[start : start + batch]) for start in range(0, len(rows), batch))
+        bad: list[BadSample] = []
         with self._loader(size) as loader, evaluating(module):
-            batches = loader.batches(plan)
-            for _ in range(math.ceil(most_rows / batch)):
-                if should_stop():
-                    return None
-                host_batch = next(batches, None)
-                if host_batch is not None:
-                    moved = to_device(host_batch, self._accelerator.device, size)
-                    metrics.update(module(moved.images), moved.depth, moved.mask)
-        figures: Figures = metrics.compute()
-        return figures
+            with closing(loader.batches(in_packing_order(self._lengths, rows, batch))) as batches:
+                for _ in range(math.ceil(most_rows / batch)):
+                    if vote.agreed(len(bad)).stop:
+                        return None
+                    host_batch = self._next(batches, vote)
+                    if host_batch is None:
+                        continue
+                    bad += host_batch.bad
+                    if host_batch.keys:
+                        moved = to_device(host_batch, self._accelerator.device, size)
+                        metrics.update(module(moved.images), moved.depth, moved.mask)
+            left_out = vote.now(len(bad)).counts[0]
+        if left_out == self.samples:
+            raise AgreedError(f"{self._split}: none of its {self.samples} samples can be decoded")
+        return Evaluation(metrics.compute(), self.samples - left_out, tuple(bad))
+
+    def _next(self, batches: Iterator[HostBatch], vote: Vote) -> HostBatch | None:
+        """The next batch of this process; None if there is none, or none any more because of a failure."""
+        if vote.failed:
+            return None
+        try:
+            return next(batches, None)
+        except Exception as error:
+            vote.fail(error)
+            return None
 
     def panel(self, module: nn.Module, size: int) -> Image.Image:
         """The picture panel of the first samples of the split, always the same ones."""
         count = min(self._config.evaluate.panel_samples, self.samples)
         with self._loader(size) as loader, evaluating(module):
-            host_batch = next(loader.batches([self._refs(range(count))]))
-            batch = to_device(host_batch, self._accelerator.device, size)
+            with closing(loader.batches(in_packing_order(self._lengths, range(count), count))) as batches:
+                batch = to_device(next(batches), self._accelerator.device, size)
             return draw_panel(panel_samples(batch, module(batch.images)))
 
-    def _refs(self, positions: range) -> SampleRefs:
-        return in_packing_order(self._lengths, positions)
-
-    def _loader(self, size: int) -> closing[Loader]:
-        return closing(
-            make_loader(
-                self._config.data,
-                self._folder,
-                self._manifest,
-                self._split,
-                size=size,
-                device=self._accelerator.device,
-            )
-        )
+    def _loader(self, size: int) -> closing[BatchSource]:
+        return closing(self._dataset.loader(self._split, size=size, device=self._accelerator.device))
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 The main process writes; the others only take part in the averages. Nothing here changes what is computed.
 """
 
-import json
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +13,23 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
+from dtrain.audit_log import AuditLog
 from dtrain.config import Config
+from dtrain.data.dataset import Dataset
+from dtrain.data.loader import BadSample, HostBatch
 from dtrain.data.order import Position, cut
 from dtrain.devices import is_lost_process
+from dtrain.evaluator import Evaluation
 from dtrain.metrics import Figures
 from dtrain.plan import RunPlan, StagePlan
+from dtrain.preempt import AgreedError
 from dtrain.resume import Start
 from dtrain.run_folder import RunFolder, State
 from shard_tools.atomic import atomic_file
 from shard_tools.errors import UserError
 from shard_tools.progress import Progress
 
-SPEED_INTERVAL_SECONDS = 5.0
+SPEED_INTERVAL_SECONDS = 1.0
 EXPLANATION_WAIT_SECONDS = 2.0
 
 TRACKED = ("loss", "depth_mse", "mask_bce", "learning_rate")
@@ -32,7 +38,19 @@ TRACKED = ("loss", "depth_mse", "mask_bce", "learning_rate")
 class Journal:
     """Opened when a run begins or goes on; told of every step, save, evaluation and end."""
 
-    def __init__(self, run: RunFolder, accelerator: Accelerator, config: Config, plan: RunPlan, start: Start) -> None:
+    def __init__(
+        self,
+        run: RunFolder,
+        accelerator: Accelerator,
+        config: Config,
+        plan: RunPlan,
+        start: Start,
+        dataset: Dataset,
+    ) -> None:
+        self._dataset = dataset
+        self._audit = None
+        if config.log.audit:
+            self._audit = AuditLog(run.audit, accelerator.process_index, accelerator.num_processes, start.number)
         self._run = run
         self._accelerator = accelerator
         self._config = config
@@ -40,8 +58,9 @@ class Journal:
         self._main = accelerator.is_main_process
         self._began = self._speed_since = time.perf_counter()
         self._speed_samples = 0
-        self._waited = 0.0
+        self._waited = self._waited_before = 0.0
         self._progress: Progress | None = None
+        self._shown: dict[str, str] = {}
         global_step = plan.steps_before(start.position)
         if self._main:
             self._progress = Progress(
@@ -75,20 +94,20 @@ class Journal:
             f"{' or '.join(map(str, shares))}{micro}, {stage.epochs} epoch(s) of {stage.steps} steps{dropped}"
         )
 
-    def step_done(
-        self,
-        stage: StagePlan,
-        position: Position,
-        *,
-        learning_rate: float,
-        means: Tensor,
-        keys: list[str],
-        waited: float,
-    ) -> None:
+    def consumed(self, position: Position, batches: Sequence[HostBatch]) -> None:
+        """Note what this process puts into the step from `position` on, before it is exchanged with the others."""
+        bad = [sample for batch in batches for sample in batch.bad]
+        self._note_bad(position, bad)
+        if self._audit:
+            keys = [key for batch in batches for key in batch.keys]
+            self._audit.add(position, keys, {sample.key: sample.used for sample in bad})
+
+    def waited(self, seconds: float) -> None:
+        """Be told how long steps waited for data since the start, on the average of all processes."""
+        self._waited = seconds
+
+    def step_done(self, stage: StagePlan, position: Position, *, learning_rate: float, means: Tensor) -> None:
         """Note a step that ends at `position`; `means` are (total, depth_mse, mask_bce) of this process's samples."""
-        if self._config.log.audit:
-            self._audit(position, keys)
-        self._waited += waited
         self._speed_samples += stage.batch
         global_step = self._plan.steps_before(position)
         if global_step % self._config.log.every_steps == 0:
@@ -99,9 +118,18 @@ class Journal:
             self._progress.advance(stage.batch, work=stage.batch * stage.size**2)
             self._log_speed(global_step)
 
+    def left_out(self, position: Position, bad: Sequence[BadSample]) -> None:
+        """Note samples that this process left out of an evaluation."""
+        self._note_bad(position, bad)
+
     def saved(self, path: Path, global_step: int) -> None:
         """Note a checkpoint."""
         self._run.add_event("checkpoint", global_step, checkpoint=path.name)
+
+    def sync_audit(self) -> None:
+        """Make what this process noted of consumed samples durable, before a checkpoint counts on it."""
+        if self._audit:
+            self._audit.sync()
 
     def sync(self) -> int:
         """Make metrics and curves durable before a checkpoint counts on them; the size of metrics.jsonl in bytes."""
@@ -110,8 +138,9 @@ class Journal:
                 tracker.writer.flush()
         return self._run.sync_metrics()
 
-    def evaluated(self, stage: StagePlan, position: Position, figures: Figures, panel: Image.Image) -> None:
+    def evaluated(self, stage: StagePlan, position: Position, evaluation: Evaluation, panel: Image.Image) -> None:
         """Note an evaluation. Called by the main process alone."""
+        figures = evaluation.figures
         global_step = self._plan.steps_before(position)
         self._run.add_metrics(
             {
@@ -122,6 +151,7 @@ class Journal:
                 "samples": self._plan.samples_before(position),
                 "size": stage.size,
                 "split": self._config.data.test_split,
+                "test_samples": evaluation.samples,
                 "metrics": figures,
             }
         )
@@ -159,6 +189,11 @@ class Journal:
         off, leave it at that. If the exchange broke off without such a reason, a process or its machine is gone: that
         is no failure of the run, which the same command goes on with. Returns whether all is said.
         """
+        if isinstance(error, AgreedError):
+            if self._main:
+                self._run.forget_metrics_from(global_step)
+                self._fail(str(error), global_step)
+            return False
         if isinstance(error, UserError):
             self._explain(error, global_step)
             return False
@@ -175,7 +210,9 @@ class Journal:
         return False
 
     def _explain(self, error: Exception, global_step: int) -> None:
-        reason = f"process {self._accelerator.process_index}: {type(error).__name__}: {error}"
+        self._fail(f"process {self._accelerator.process_index}: {type(error).__name__}: {error}", global_step)
+
+    def _fail(self, reason: str, global_step: int) -> None:
         self._run.add_event("failed", global_step, reason=reason)
         self._end("failed", reason, global_step)
 
@@ -191,6 +228,8 @@ class Journal:
     def _announce(self, start: Start, global_step: int) -> None:
         stage = self._plan.stages[min(start.position.stage, len(self._plan.stages) - 1)]
         details = {
+            "start": start.number,
+            "data": self._dataset.digest,
             "processes": self._accelerator.num_processes,
             "device": str(self._accelerator.device),
             "accumulation": len(stage.micro_rows),
@@ -240,8 +279,7 @@ class Journal:
             }
         )
         self._track(line, global_step)
-        if self._progress:
-            self._progress.show({"loss": f"{loss:.4f}", "depth MSE": f"{depth_mse:.4f}", "mask BCE": f"{mask_bce:.4f}"})
+        self._show({"loss": f"{loss:.4f}", "depth MSE": f"{depth_mse:.4f}", "mask BCE": f"{mask_bce:.4f}"})
 
     def _track(self, figures: Figures, global_step: int) -> None:
         for tracker in self._accelerator.trackers:
@@ -261,20 +299,39 @@ class Journal:
         seconds = time.perf_counter() - self._speed_since
         if seconds < SPEED_INTERVAL_SECONDS:
             return
+        data_wait = min((self._waited - self._waited_before) / seconds, 1.0)
         self._run.add_event(
             "speed",
             global_step,
             samples_per_second=self._speed_samples / seconds,
-            data_wait=self._waited / seconds,
+            data_wait=data_wait,
+            **self._fetched(),
         )
-        self._speed_since, self._speed_samples, self._waited = time.perf_counter(), 0, 0.0
+        self._speed_since, self._speed_samples, self._waited_before = time.perf_counter(), 0, self._waited
+        self._show({"waits for data": f"{data_wait:.0%}"})
 
-    def _audit(self, position: Position, keys: list[str]) -> None:
-        self._run.audit.mkdir(exist_ok=True)
-        line = {"stage": position.stage, "epoch": position.epoch, "step": position.step - 1, "keys": keys}
-        path = self._run.audit / f"rank-{self._accelerator.process_index}.jsonl"
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+    def _fetched(self) -> dict[str, float]:
+        """What came over the network since the start, if anything has to."""
+        stats = self._dataset.fetched
+        return {"fetched_bytes": stats.bytes_fetched, "fetch_retries": stats.retries} if stats else {}
+
+    def _note_bad(self, position: Position, bad: Sequence[BadSample]) -> None:
+        for sample in bad:
+            instead = f"{sample.used} is used instead" if sample.used is not None else "it is left out"
+            self._run.add_event(
+                "bad_sample",
+                self._plan.steps_before(position),
+                key=sample.key,
+                used=sample.used,
+                reason=sample.reason,
+                process=self._accelerator.process_index,
+            )
+            print(f"bad sample: {sample.reason}; {instead}", file=sys.stderr, flush=True)
+
+    def _show(self, fields: dict[str, str]) -> None:
+        self._shown.update(fields)
+        if self._progress:
+            self._progress.show(self._shown)
 
     def _say(self, message: str) -> None:
         if self._progress:

@@ -1,8 +1,8 @@
 """The run: stages of epochs of steps, from wherever it stands. Read `Trainer.train` first."""
 
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from dtrain.checkpoint import Checkpoint, load_checkpoint, remove_old, save_checkpoint
 from dtrain.config import Config
-from dtrain.data.loader import HostBatch, Loader, make_loader, to_device
-from dtrain.data.order import EpochOrder
+from dtrain.data.augment import augment, draw
+from dtrain.data.dataset import Dataset, open_dataset
+from dtrain.data.loader import BatchSource, HostBatch, blank_batch, to_device
 from dtrain.devices import ProcessError, broadcast_buffers, make_accelerator, on_main_process, settle_gradient_buckets
 from dtrain.evaluator import Evaluator
 from dtrain.journal import Journal
@@ -21,11 +22,10 @@ from dtrain.losses import depth_mask_loss
 from dtrain.model import DepthMaskNet
 from dtrain.optimizer import make_optimizer
 from dtrain.plan import RunPlan, StagePlan, learning_rate_factor, plan_run
-from dtrain.preempt import StopRequest, StopVote
+from dtrain.preempt import AgreedError, Agreement, StopRequest, Vote
 from dtrain.resume import Start, open_run
 from dtrain.run_folder import RunFolder
 from shard_tools.errors import UserError
-from shard_tools.manifest import Manifest, manifest_folder, read_manifest
 
 
 def train(config: Config, *, fresh: bool = False, overwrite: bool = False) -> None:
@@ -35,26 +35,27 @@ def train(config: Config, *, fresh: bool = False, overwrite: bool = False) -> No
     Raises UserError for what the user can mend.
     """
     request = StopRequest()
-    manifest = read_manifest(config.data.manifest)
+    dataset = open_dataset(config.data)
     accelerator = make_accelerator(config)
     try:
-        plan = plan_run(config, manifest, rank=accelerator.process_index, world_size=accelerator.num_processes)
-        folder = manifest_folder(config.data.manifest)
-        evaluator = Evaluator(config, folder, manifest, accelerator, config.data.test_split)
+        lengths = dataset.lengths(config.data.train_split)
+        plan = plan_run(config, lengths, rank=accelerator.process_index, world_size=accelerator.num_processes)
+        evaluator = Evaluator(config, dataset, accelerator, config.data.test_split)
         run = RunFolder(config.run)
-        start = on_main_process(accelerator, lambda: open_run(run, config, manifest, fresh=fresh, overwrite=overwrite))
+        digest = dataset.digest
+        start = on_main_process(accelerator, lambda: open_run(run, config, digest, fresh=fresh, overwrite=overwrite))
         if start.finished:
             accelerator.print(f"{run.path} is done: {start.state['global_step']} steps; --fresh starts it anew.")
             return
-        journal = Journal(run, accelerator, config, plan, start)
-        vote = StopVote(request)
-        trainer = Trainer(config, accelerator, manifest, plan, run, journal, vote, evaluator, start)
+        journal = Journal(run, accelerator, config, plan, start, dataset)
+        vote = Vote(request)
+        trainer = Trainer(config, accelerator, dataset, plan, run, journal, vote, evaluator, start)
         try:
             stopped = not trainer.train()
         except Exception as error:
             if journal.failed(error, trainer.global_step):
                 raise SystemExit(1) from None
-            if isinstance(error, UserError):
+            if isinstance(error, UserError) and not isinstance(error, AgreedError):
                 raise ProcessError(f"process {accelerator.process_index}: {error}") from None
             raise
         finally:
@@ -66,6 +67,7 @@ def train(config: Config, *, fresh: bool = False, overwrite: bool = False) -> No
             journal.done(trainer.global_step)
         accelerator.wait_for_everyone()
     finally:
+        dataset.close()
         accelerator.end_training()
 
 
@@ -76,26 +78,29 @@ class Trainer:
         self,
         config: Config,
         accelerator: Accelerator,
-        manifest: Manifest,
+        dataset: Dataset,
         plan: RunPlan,
         run: RunFolder,
         journal: Journal,
-        vote: StopVote,
+        vote: Vote,
         evaluator: Evaluator,
         start: Start,
     ) -> None:
         """Build everything at `start`: initialised from the seed, or restored from a checkpoint."""
         self._config = config
         self._accelerator = accelerator
-        self._manifest = manifest
-        self._folder = manifest_folder(config.data.manifest)
+        self._dataset = dataset
         self._plan = plan
         self._run = run
         self._journal = journal
         self._vote = vote
         self._evaluator = evaluator
-        self._loader: Loader | None = None
+        self._loader: BatchSource | None = None
         self.position = start.position
+        self._bad_before: int = start.state.get("bad_samples", 0)
+        self._bad_here = 0
+        self._bad_samples = self._bad_before
+        self._waited = 0.0
 
         set_seed(config.seed)
         self._module = DepthMaskNet(config.model.width).to(accelerator.device)
@@ -121,13 +126,8 @@ class Trainer:
         while self.position.stage < len(self._plan.stages):
             stage = self._plan.stages[self.position.stage]
             self._journal.stage_begins(stage)
-            self._loader = make_loader(
-                self._config.data,
-                self._folder,
-                self._manifest,
-                self._config.data.train_split,
-                size=stage.size,
-                device=self._accelerator.device,
+            self._loader = self._dataset.loader(
+                self._config.data.train_split, size=stage.size, device=self._accelerator.device
             )
             while self.position.epoch < stage.epochs:
                 if not self._train_epoch(stage):
@@ -148,14 +148,14 @@ class Trainer:
 
     def _train_epoch(self, stage: StagePlan) -> bool:
         """Steps to the end of the epoch; False if all processes agreed to stop after one of them."""
-        batches = self._batches(stage)
-        while self.position.step < stage.steps:
-            self._step(stage, batches)
-            self.position = self.position.next_step()
-            if self._vote.agreed():
-                return False
-            if self.global_step % self._config.checkpoint.every_steps == 0 and self.position.step < stage.steps:
-                self._save()
+        with closing(self._batches(stage)) as batches:
+            while self.position.step < stage.steps:
+                self._step(stage, batches)
+                self.position = self.position.next_step()
+                if self._agree(self._vote.agreed).stop:
+                    return False
+                if self.global_step % self._config.checkpoint.every_steps == 0 and self.position.step < stage.steps:
+                    self._save()
         return True
 
     def _step(self, stage: StagePlan, batches: Iterator[HostBatch]) -> None:
@@ -167,44 +167,70 @@ class Trainer:
             group["lr"] = learning_rate
 
         losses: list[Tensor] = []
-        keys: list[str] = []
-        waited = 0.0
+        consumed: list[HostBatch] = []
         for rows in stage.micro_rows:
-            asked = time.perf_counter()
-            host_batch = next(batches)
-            waited += time.perf_counter() - asked
-            keys += host_batch.keys
+            host_batch = self._next(batches, stage, len(rows))
+            consumed.append(host_batch)
             last = rows is stage.micro_rows[-1]
+            if last and not self._vote.failed:
+                self._journal.consumed(self.position, consumed)
             with nullcontext() if last else self._accelerator.no_sync(self._model):
-                weighted = stage.weight(len(rows), self._accelerator.num_processes) * self._losses(host_batch, stage)
+                weight = 0.0 if self._vote.failed else stage.weight(len(rows), self._accelerator.num_processes)
+                weighted = weight * self._losses(host_batch, stage)
                 self._accelerator.backward(weighted[0])
             losses.append(weighted.detach())
         self._optimizer.step()
         self._optimizer.zero_grad()
         means = torch.stack(losses).sum(0)
-        self._journal.step_done(
-            stage, self.position.next_step(), learning_rate=learning_rate, means=means, keys=keys, waited=waited
-        )
+        self._journal.step_done(stage, self.position.next_step(), learning_rate=learning_rate, means=means)
+
+    def _next(self, batches: Iterator[HostBatch], stage: StagePlan, rows: int) -> HostBatch:
+        """The next micro-batch, or, after a failure of this process, a blank one that counts for nothing."""
+        if not self._vote.failed:
+            asked = time.perf_counter()
+            try:
+                batch = next(batches)
+            except Exception as error:
+                self._vote.fail(error)
+            else:
+                self._waited += time.perf_counter() - asked
+                self._bad_here += len(batch.bad)
+                return batch
+        return blank_batch(rows, stage.size)
+
+    def _agree(self, ask: Callable[..., Agreement]) -> Agreement:
+        """What all processes know, by `ask`; raises AgreedError on all when one has failed, or too much is bad."""
+        agreement = ask(self._bad_here, round(self._waited * 1e6))
+        if not agreement.counts:
+            return agreement
+        bad, waited = agreement.counts
+        self._bad_samples = self._bad_before + bad
+        self._journal.waited(waited / 1e6 / self._accelerator.num_processes)
+        if self._bad_samples > self._config.data.max_bad_samples:
+            raise AgreedError(
+                f"{self._bad_samples} samples could not be decoded, more than data.max_bad_samples "
+                f"({self._config.data.max_bad_samples}); they are in {self._run.events}: build the shards again from "
+                "whole files, or allow more"
+            )
+        return agreement
 
     def _losses(self, host_batch: HostBatch, stage: StagePlan) -> Tensor:
         """Means over a micro-batch, in the order of `Losses`, shape (3,)."""
         batch = to_device(host_batch, self._accelerator.device, stage.size)
+        if self._config.augment.enabled:
+            drawn = draw(
+                self._config.augment, batch.keys, seed=stage.seed, stage=stage.number, epoch=self.position.epoch
+            )
+            batch = augment(batch, drawn)
         return torch.stack(
             depth_mask_loss(self._model(batch.images), batch.depth, batch.mask, scale=self._config.loss.scale)
         )
 
-    def _batches(self, stage: StagePlan) -> Iterator[HostBatch]:
+    def _batches(self, stage: StagePlan) -> Generator[HostBatch]:
         """This process's micro-batches from the current position to the end of the epoch."""
         assert self._loader is not None
-        order = EpochOrder(
-            stage.shard_lengths,
-            seed=self._config.seed,
-            stage=stage.number,
-            epoch=self.position.epoch,
-            global_batch=stage.batch,
-        )
-        steps = range(self.position.step, order.steps)
-        return self._loader.batches(order.batch(step, rows) for step in steps for rows in stage.micro_rows)
+        order = stage.order(self.position.epoch)
+        return self._loader.batches(order.reading(self.position.step, stage.micro_rows))
 
     def _evaluation_is_due(self, stage: StagePlan) -> bool:
         done = self.position.epoch + 1
@@ -213,16 +239,19 @@ class Trainer:
     def _evaluate(self, stage: StagePlan) -> bool:
         """Figures and panel at the end of an epoch; False if a signal came in between."""
         broadcast_buffers(self._module)
-        figures = self._evaluator.figures(self._module, stage.size, self._vote.agreed)
-        if figures is None:
+        evaluation = self._evaluator.figures(self._module, stage.size, self._vote)
+        if evaluation is None:
             return False
+        self._journal.left_out(self.position, evaluation.bad)
         if self._accelerator.is_main_process:
             panel = self._evaluator.panel(self._module, stage.size)
-            self._journal.evaluated(stage, self.position, figures, panel)
+            self._journal.evaluated(stage, self.position, evaluation, panel)
         return True
 
     def _save(self) -> None:
-        """Write a checkpoint of the current position; the other processes do not wait for it."""
+        """Write a checkpoint of the current position, if no process has failed; the others do not wait for it."""
+        self._journal.sync_audit()
+        self._agree(self._vote.now)
         if not self._accelerator.is_main_process:
             return
         scaler = self._accelerator.scaler
@@ -237,7 +266,8 @@ class Trainer:
                 "global_step": self.global_step,
                 "samples": self._plan.samples_before(self.position),
                 "identity": self._config.identity(),
-                "manifest": self._manifest.digest(),
+                "manifest": self._dataset.digest,
+                "bad_samples": self._bad_samples,
                 "metrics_bytes": self._journal.sync(),
                 "processes": self._accelerator.num_processes,
                 "torch": torch.__version__,

@@ -11,13 +11,14 @@ from dtrain.data.order import Position
 from dtrain.run_folder import RunFolder
 from shard_tools.atomic import write_atomically
 from shard_tools.errors import UserError
-from shard_tools.manifest import Manifest
 
 
 @dataclass(frozen=True)
 class Start:
     """The decision."""
 
+    number: int = 0
+    """How often the run was started before."""
     checkpoint: Path | None = None
     position: Position = field(default_factory=Position)
     state: dict[str, Any] = field(default_factory=dict)
@@ -30,13 +31,15 @@ class Start:
     """The run is done; there is nothing to train."""
 
 
-def open_run(run: RunFolder, config: Config, manifest: Manifest, *, fresh: bool, overwrite: bool) -> Start:
+def open_run(run: RunFolder, config: Config, digest: str, *, fresh: bool, overwrite: bool) -> Start:
     """Lock the run folder and decide; a new run gets its config.yaml, an old one forgets what its checkpoint has not.
 
+    `digest` is that of the data set.
     Raises UserError if the folder is in use, if the run was begun with another configuration or data set, if all of
     its checkpoints are damaged, or if `fresh` would throw a finished run away without `overwrite`.
     """
     run.lock()
+    run.end_torn_event()
     finished = run.read_status().get("state") == "done"
     if fresh:
         if finished and not overwrite:
@@ -54,22 +57,22 @@ def open_run(run: RunFolder, config: Config, manifest: Manifest, *, fresh: bool,
         _write_config(run, config)
         return Start(passed_over=tuple(passed_over))
     state = checkpoint.state
-    _require_same_run(run, state, config, manifest)
+    _require_same_run(run, state, config, digest)
     _write_config(run, config)
     repeated = max(_last_logged_step(run.metrics) - state["global_step"], 0)
     finished = finished and not passed_over
     if not finished:
         run.truncate_metrics(state["metrics_bytes"])
-    return Start(path, Position(**state["position"]), state, tuple(passed_over), repeated, finished)
+    return Start(run.count_starts(), path, Position(**state["position"]), state, tuple(passed_over), repeated, finished)
 
 
 def _write_config(run: RunFolder, config: Config) -> None:
     write_atomically(run.config, config.to_yaml())
 
 
-def _require_same_run(run: RunFolder, state: dict[str, Any], config: Config, manifest: Manifest) -> None:
+def _require_same_run(run: RunFolder, state: dict[str, Any], config: Config, digest: str) -> None:
     differences = describe_differences(state["identity"], config.identity())
-    if state["manifest"] != manifest.digest():
+    if state["manifest"] != digest:
         differences.append(f"data.manifest: {config.data.manifest} lists other samples than the run was begun with")
     if differences:
         lines = "\n".join(f"  {line}" for line in differences)

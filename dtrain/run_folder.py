@@ -143,11 +143,34 @@ class RunFolder:
         """Append a line to events.jsonl, with the time."""
         _append(self.events, {"time": time.time(), "event": event, "global_step": global_step, **details})
 
+    def end_torn_event(self) -> None:
+        """Give an event that a kill tore a line of its own."""
+        with suppress(FileNotFoundError), self.events.open("r+b") as file:
+            if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                file.write(b"\n")
+
+    def count_starts(self) -> int:
+        """How often the run was started or resumed, according to its events."""
+        with suppress(FileNotFoundError), self.events.open(encoding="utf-8") as lines:
+            return sum(1 for line in lines if '"event": "start"' in line or '"event": "resume"' in line)
+        return 0
+
     def sync_metrics(self) -> int:
         """Make metrics.jsonl durable and return its size in bytes, to be kept with a checkpoint."""
         with self.metrics.open("ab") as file:
             os.fsync(file.fileno())
             return file.tell()
+
+    def forget_metrics_from(self, global_step: int) -> None:
+        """Forget the last lines, as far as they are of `global_step` or later."""
+        with suppress(FileNotFoundError), self.metrics.open("r+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - LONGEST_LINE_BYTES, 0))
+            for line in reversed(file.read().splitlines(keepends=True)):
+                if json.loads(line)["global_step"] < global_step:
+                    break
+                size -= len(line)
+            file.truncate(size)
 
     def truncate_metrics(self, size: int) -> None:
         """Forget the lines written after the checkpoint at which metrics.jsonl had `size` bytes."""

@@ -25,7 +25,7 @@ def start(config: Config, shards: Shards, *, fresh: bool = False, overwrite: boo
     """Decide as a process would that ends right after."""
     run = RunFolder(config.run)
     try:
-        return open_run(run, config, shards.manifest, fresh=fresh, overwrite=overwrite)
+        return open_run(run, config, shards.manifest.digest(), fresh=fresh, overwrite=overwrite)
     finally:
         if run._lock is not None:
             os.close(run._lock)
@@ -151,7 +151,7 @@ def test_other_samples_are_refused(begun: RunFolder, make_config: MakeConfig, sh
     manifest = shards.manifest
     test_alone = manifest.model_copy(update={"splits": {**manifest.splits, "train": manifest.splits["test"]}})
     with pytest.raises(UserError, match=rf"data\.manifest: {shards.folder} lists other samples"):
-        open_run(begun, make_config(), test_alone, fresh=False, overwrite=False)
+        open_run(begun, make_config(), test_alone.digest(), fresh=False, overwrite=False)
 
 
 def test_shards_may_lie_elsewhere(

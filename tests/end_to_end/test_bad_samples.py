@@ -1,0 +1,90 @@
+"""Trainings on shards with images that can't be decoded: gone on with, counted, limited; and one process that fails."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from shard_tools.index import parse_index
+
+from .conftest import EPOCHS, TEST_SAMPLES, TOTAL_STEPS, Run
+
+REPLACE = ("--data.on_bad_sample", "replace")
+
+
+def spoil(shard: Path, *samples: int) -> list[str]:
+    """Overwrite the depth of some samples with zeros; returns their keys."""
+    index = parse_index(shard.with_suffix(".idx").read_text(), shard)
+    data = bytearray(shard.read_bytes())
+    for sample in samples:
+        member = next(member for member in index[sample].members if member.extension == "depth.jpg")
+        data[member.offset : member.offset + member.size] = bytes(member.size)
+    shard.write_bytes(data)
+    return [index[sample].key for sample in samples]
+
+
+@pytest.fixture
+def spoiled(tmp_path: Path, shards: Path) -> tuple[Run, list[str]]:
+    """A run on shards of which two training samples and one of the test split can't be decoded, and the two."""
+    copy = Path(shutil.copytree(shards, tmp_path / "spoiled"))
+    spoil(copy / "test-000001.tar", 4)
+    return Run(tmp_path / "run", copy), spoil(copy / "train-000002.tar", 3, 9)
+
+
+def state(run: Run) -> dict[str, object]:
+    last = run.folder / "checkpoints" / f"step-{TOTAL_STEPS:08d}" / "state.json"
+    content: dict[str, object] = json.loads(last.read_text())
+    return content
+
+
+def test_a_run_goes_on_without_them_and_says_so(spoiled: tuple[Run, list[str]]) -> None:
+    run, bad = spoiled
+    untouched = Run(run.folder.with_name("untouched"), run.shards)
+    launched = untouched.launch(*REPLACE).succeed()
+    events = untouched.events("bad_sample")
+    assert sorted(event["key"] for event in events if event["used"]) == sorted(bad * EPOCHS)
+    assert len([event for event in events if event["used"] is None]) == len(untouched.events("evaluate"))
+    assert f"sample '{bad[0]}': depth can't be decoded" in launched.output
+    assert state(untouched)["bad_samples"] == 2 * EPOCHS
+    evaluations = [line for line in untouched.lines("metrics.jsonl") if line["kind"] == "evaluate"]
+    assert {line["test_samples"] for line in evaluations} == {TEST_SAMPLES - 1}
+
+    first = run.launch(*REPLACE)
+    run.wait_for_step(first, 26)
+    first.kill()
+    run.launch(*REPLACE).succeed()
+    assert run.final() == untouched.final()
+    assert state(run)["bad_samples"] == 2 * EPOCHS, "steps that are done again count once"
+
+
+def test_too_many_stop_the_run_on_every_process(spoiled: tuple[Run, list[str]]) -> None:
+    run, _ = spoiled
+    launched = run.launch(*REPLACE, "--data.max_bad_samples", "5")
+    assert launched.finish() != 0
+    message = "6 samples could not be decoded, more than data.max_bad_samples (5)"
+    assert launched.output.count(message) == 1, launched.output
+    assert run.status()["state"] == "failed"
+    assert message in run.status()["reason"]
+    run.launch(*REPLACE, "--data.max_bad_samples", "12").succeed()
+    assert state(run)["bad_samples"] == 2 * EPOCHS
+
+
+def test_a_failure_of_one_process_ends_all_and_leaves_nothing_wrong_behind(
+    spoiled: tuple[Run, list[str]], undisturbed: Run
+) -> None:
+    """The step that one process could not take part in is in no checkpoint and in no log."""
+    run, _ = spoiled
+    launched = run.launch("--checkpoint.every_steps", "1")
+    assert launched.finish() != 0
+    assert launched.output.count("depth can't be decoded") == 1, launched.output
+    assert "Traceback" not in launched.output.split("depth can't be decoded")[0]
+    failed_at = run.events("failed")[0]["global_step"]
+    logged = [line for line in run.lines("metrics.jsonl") if line["kind"] == "train"]
+    good = [line for line in undisturbed.lines("metrics.jsonl") if line["kind"] == "train"]
+    assert 0 < len(logged) < failed_at
+    assert logged == good[: len(logged)]
+    assert run.checkpoints()[-1] == f"step-{len(logged):08d}"
+
+    run.launch(*REPLACE).succeed()
+    assert run.status()["state"] == "done"

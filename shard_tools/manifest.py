@@ -26,7 +26,6 @@ MANIFEST_NAME = "shards.json"
 FORMAT_VERSION: Literal[1] = 1
 MAX_MANIFEST_BYTES = 256 * 2**20
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -195,25 +194,20 @@ class Manifest(_Record):
         return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
 
 
-def read_manifest(path: Path) -> Manifest:
-    """Read shards.json, given the file or the local folder that holds it.
-
-    Raises UserError that names the file and the field when it is missing, too large, not JSON or not valid.
-    """
-    if _URL.match(str(path)) and not path.exists():
-        raise UserError(f"{path}: only local manifests can be read; give the path of a folder with {MANIFEST_NAME}")
-    if path.is_dir():
-        path = path / MANIFEST_NAME
-    return _load(open_storage(path.parent), path.name)
+def read_manifest(location: str | Path) -> Manifest:
+    """The manifest at a path or URL, as `open_shards` finds it."""
+    return open_shards(str(location))[1]
 
 
 def open_shards(location: str) -> tuple[Storage, Manifest]:
     """The place of shards and their manifest, given the path or URL of shards.json or of its folder.
 
-    Raises UserError as `read_manifest` does.
+    Raises UserError that names the file and the field when it is missing, too large, not JSON or not valid.
     """
-    folder = "." if location == MANIFEST_NAME else location.removesuffix(f"/{MANIFEST_NAME}")
-    storage = open_storage(folder)
+    if Path(location).is_file():
+        storage = open_storage(Path(location).parent)
+        return storage, _load(storage, Path(location).name)
+    storage = open_storage(location.removesuffix(f"/{MANIFEST_NAME}"))
     return storage, _load(storage, MANIFEST_NAME)
 
 
@@ -245,8 +239,3 @@ def _load(storage: Storage, name: str) -> Manifest:
             f"  {'.'.join(map(str, problem['loc'])) or 'file'}: {problem['msg']}" for problem in error.errors()[:10]
         )
         raise UserError(f"{path}: not a valid {MANIFEST_NAME}:\n{problems}\nBuild the shards again.") from None
-
-
-def manifest_folder(path: Path) -> Path:
-    """The folder that holds the shards, given it or its manifest."""
-    return path if path.is_dir() else path.parent

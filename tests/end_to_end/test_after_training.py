@@ -76,7 +76,7 @@ def test_report_is_one_html_file(undisturbed: Run) -> None:
         (["--stages.0.batch", "1"], "stages.0.batch: a global batch of 1 can't be cut for 2 processes"),
         (["--stages.0.batch", "1000"], "stages.0.batch: a global batch of 1000 can't be filled from 120 samples"),
         (["--evaluate.samples", "41"], "evaluate.samples: 41 asked for, but the split holds 40"),
-        (["--data.manifest", "nowhere"], "nowhere: no such file; expected the manifest"),
+        (["--data.manifest", "nowhere"], "nowhere/shards.json: no such file; expected the manifest"),
         (["--data.test_split", "validation"], "has no split 'validation'; it has: train, test"),
     ],
 )

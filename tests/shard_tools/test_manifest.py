@@ -147,7 +147,9 @@ def test_text_that_is_not_json(tmp_path: Path) -> None:
         read_manifest(tmp_path)
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/shards.json", "http://host/shards.json", "pipe:cat shards.json"])
-def test_addresses_are_refused(url: str) -> None:
-    with pytest.raises(UserError, match="only local manifests can be read"):
-        read_manifest(Path(url))
+@pytest.mark.parametrize("command", ["pipe://touch it", "pipe:touch it", "pipe:/touch it", "shell://touch it"])
+def test_no_command_is_run(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"runs a command and is refused|no such file"):
+        read_manifest(command)
+    assert list(tmp_path.iterdir()) == []

@@ -14,6 +14,7 @@ from dtrain.run_folder import RunFolder
 from dtrain.sizes import check_size
 from dtrain.trained import load_trained
 from shard_tools.atomic import atomic_file, write_atomically
+from shard_tools.errors import UserError
 
 _COLUMNS = ("mask_iou", "mask_accuracy", "depth_mse", "depth_rmse", "depth_r2")
 
@@ -35,6 +36,8 @@ def evaluate_run(
     config = RunFolder(path).load_config()
     accelerator = make_accelerator(config)
     trained = load_trained(path, checkpoint, accelerator.device)
+    if manifest is not None and config.data.loader == "webdataset":
+        raise UserError("--manifest: this run read its shards by data.stream, which has none; leave the option out")
     if manifest is not None:
         data = config.data.model_copy(update={"manifest": manifest})
         config = config.model_copy(update={"data": data})

@@ -130,23 +130,22 @@ class Loader:
 
     def _load(self, number: int, refs: SampleRefs, others: Others | None) -> HostBatch:
         tensors = self._buffers.take([(len(refs), *self._slot, channels) for channels in CHANNELS])
-        arrays = [tensor.numpy() for tensor in tensors]
+        slots = list(zip(*(tensor.numpy() for tensor in tensors), strict=True))
         keys: list[str] = []
         bad: list[BadSample] = []
         for row, place in enumerate(zip(refs.shard.tolist(), refs.sample.tolist(), strict=True)):
-            slots = [array[len(keys)] for array in arrays]
             try:
-                keys.append(self._load_sample(*place, slots))
+                keys.append(self._load_sample(*place, slots[len(keys)]))
             except BadSampleError as error:
                 if not self._replace:
                     raise
-                used = self._load_first(others(number, row), slots) if others else None
+                used = self._load_first(others(number, row), slots[len(keys)]) if others else None
                 keys += [used] if used is not None else []
                 bad.append(BadSample(error.key, used, str(error)))
         bg, fgbg, depth, mask = (tensor[: len(keys)] for tensor in tensors)
         return HostBatch(keys, bg, fgbg, depth, mask, tuple(bad))
 
-    def _load_sample(self, shard: int, sample: int, slots: list[Pixels]) -> str:
+    def _load_sample(self, shard: int, sample: int, slots: Sequence[Pixels]) -> str:
         """Decode the components of a sample into the slots; its key."""
         key, parts = self.reader.view(shard, sample)
         try:
@@ -155,7 +154,7 @@ class Loader:
             raise BadSampleError(self.reader.shard_path(shard), key, error) from error
         return key
 
-    def _load_first(self, places: Iterator[tuple[int, int]], slots: list[Pixels]) -> str:
+    def _load_first(self, places: Iterator[tuple[int, int]], slots: Sequence[Pixels]) -> str:
         """Decode the first of these samples that can be; its key."""
         for place in places:
             with suppress(BadSampleError):

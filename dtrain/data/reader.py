@@ -3,7 +3,6 @@
 import json
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Protocol
@@ -100,7 +99,7 @@ class ShardReader:
         self._extensions = [manifest.component(name).member_extension for name in components]
         self._shards = manifest.split(split).shards
         self._background_shards = manifest.split(split).backgrounds
-        self._open: OrderedDict[str, _OpenShard] = OrderedDict()
+        self._open: dict[str, _OpenShard] = {}
         self._lock = threading.Lock()
         self._spans: list[Span] = []
         self._announced: frozenset[str] = frozenset()
@@ -205,16 +204,13 @@ class ShardReader:
             self._files.release(shard)
 
     def _opened(self, shard: Shard, extensions: Sequence[str]) -> "_OpenShard":
-        with self._lock:
-            opened = self._open.get(shard.file)
-            if opened is not None:
-                self._open.move_to_end(shard.file)
-                return opened
-        opened = _OpenShard(self._files, shard, extensions)
-        with self._lock:
-            self._open[shard.file] = opened
-            if len(self._open) > MAX_OPEN_SHARDS:
-                self._open.popitem(last=False)
+        opened = self._open.get(shard.file)
+        if opened is None:
+            opened = _OpenShard(self._files, shard, extensions)
+            with self._lock:
+                self._open[shard.file] = opened
+                if len(self._open) > MAX_OPEN_SHARDS:
+                    del self._open[next(iter(self._open))]
         return opened
 
 

@@ -12,7 +12,8 @@ from dtrain.report.curve import Curve, Points
 from shard_tools.errors import UserError
 
 _POSITION = {"kind", "stage", "epoch", "step", "global_step", "samples", "size"}
-_FREQUENT_EVENTS = {"speed", "checkpoint", "evaluate"}
+_FREQUENT_EVENTS = {"speed", "checkpoint", "evaluate", "bad_sample"}
+_MAX_BAD_KEYS = 10_000
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,21 @@ class _Events:
         self.last_checkpoint_step: int | None = None
         self.speed = Curve()
         self.data_wait = Curve()
+        self._bad_keys: set[str] = set()
+        self._bad = 0
+        self._first_bad = ""
         self._samples_by_step = samples_by_step
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader should know besides."""
+        if not self._bad:
+            return []
+        different = f"{len(self._bad_keys):,}{' or more' if len(self._bad_keys) == _MAX_BAD_KEYS else ''}"
+        return [
+            f"samples that could not be decoded: {self._bad:,} times, {different} different ones; in training another "
+            f"one of the batch stood in, an evaluation left them out. The first: {self._first_bad}"
+        ]
 
     def take(self, line: Mapping[str, object]) -> bool:
         """Take one line; return whether it was understood."""
@@ -248,6 +263,11 @@ class _Events:
             self.last_checkpoint_step = event.global_step
         elif name == "speed" and event.global_step is not None:
             self._take_speed(self._samples_by_step.at(event.global_step), details)
+        elif name == "bad_sample":
+            self._bad += 1
+            self._first_bad = self._first_bad or str(details.get("reason", ""))
+            if len(self._bad_keys) < _MAX_BAD_KEYS:
+                self._bad_keys.add(str(details.get("key", "")))
         return True
 
     def _take_speed(self, samples: float, details: Mapping[str, object]) -> None:
@@ -269,6 +289,7 @@ def _read_metrics(path: Path, notes: list[str]) -> _Metrics:
 def _read_events(path: Path, samples_by_step: Points, notes: list[str]) -> _Events:
     events = _Events(samples_by_step)
     _note_unreadable(path, sum(line is None or not events.take(line) for line in _lines(path)), notes)
+    notes += events.notes
     return events
 
 

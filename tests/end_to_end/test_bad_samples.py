@@ -2,13 +2,14 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from shard_tools.index import parse_index
 
-from .conftest import EPOCHS, TEST_SAMPLES, TOTAL_STEPS, Run
+from .conftest import BIN, EPOCHS, TEST_SAMPLES, TOTAL_STEPS, Run
 
 REPLACE = ("--data.on_bad_sample", "replace")
 
@@ -49,6 +50,9 @@ def test_a_run_goes_on_without_them_and_says_so(spoiled: tuple[Run, list[str]]) 
     assert state(untouched)["bad_samples"] == 2 * EPOCHS
     evaluations = [line for line in untouched.lines("metrics.jsonl") if line["kind"] == "evaluate"]
     assert {line["test_samples"] for line in evaluations} == {TEST_SAMPLES - 1}
+
+    subprocess.run([str(BIN / "dtrain"), "report", str(untouched.folder)], check=True, timeout=120)
+    assert f"{len(events)} times, 3 different ones" in (untouched.folder / "report.html").read_text()
 
     first = run.launch(*REPLACE)
     run.wait_for_step(first, 26)

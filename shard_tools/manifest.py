@@ -223,9 +223,11 @@ def find_manifest(storage: Storage) -> Manifest | None:
 def _load(storage: Storage, name: str) -> Manifest:
     path = storage.path(name)
     try:
-        if storage.size(name) > MAX_MANIFEST_BYTES:
+        # Not by its size first: over http, fsspec takes any failure to tell a size for a missing file.
+        data = storage.read_range(name, 0, MAX_MANIFEST_BYTES + 1)
+        if len(data) > MAX_MANIFEST_BYTES:
             raise UserError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes, so not a {MANIFEST_NAME}")
-        return Manifest.model_validate_json(storage.read(name))
+        return Manifest.model_validate_json(data)
     except FileNotFoundError:
         raise UserError(
             f"{path}: no such file; expected the manifest that `shard-tools build SRC OUT` writes last "

@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEV := $(VENV)/.ready-dev
+PEERS := .venv-bench
+PEERS_READY := $(PEERS)/.ready
 
 .PHONY: help venv demo test lint bench bench-gpu constraints clean
 
@@ -28,6 +30,11 @@ $(DEV): $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+$(PEERS_READY): pyproject.toml bench/constraints.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --constraint bench/constraints.txt --editable '.[bench]'
+	@touch $@
+
 demo: $(READY)
 	$(BIN)/python -m launch.demo
 
@@ -39,8 +46,9 @@ lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(READY)
-	$(BIN)/python -m bench.data
+bench: $(READY) $(PEERS_READY)
+	$(PEERS)/bin/python -m bench.data
+	$(PEERS)/bin/python -m bench.decoders
 	$(BIN)/python -m bench.pack
 
 bench-gpu: $(READY)
@@ -51,5 +59,5 @@ constraints: $(DEV)
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//; s/+cu[0-9]*//' >> constraints.txt
 
 clean:
-	rm -rf $(VENV) demo build dist bench/data *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) demo build dist bench/data *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,12 +10,9 @@ import json
 import platform
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +20,14 @@ import torch
 import yaml
 
 from bench.dataset import FOLDER, tree_and_shards
-from dtrain.data.loader import HostBatch, Loader, to_device
-from dtrain.data.order import EpochOrder
-from dtrain.losses import depth_mask_loss
+from bench.ours import Ours
+from bench.step import overhead, timed, training_step
+from dtrain.data.loader import HostBatch, to_device
 from dtrain.model import DepthMaskNet
-from shard_tools.manifest import read_manifest
 
 WRITE_UP_BATCHES = {32: 1024, 64: 256, 128: 64, 256: 16}
+MAX_LOADED = 256
+"""The largest batch that is loaded here: there are 2,160 tuples."""
 LAUNCH_TIMEOUT = 150.0
 
 Report = dict[str, Any]
@@ -107,11 +105,11 @@ def measure_steps(device: torch.device, batches: dict[int, int], width: float, r
         for precision in ("float32", "bf16"):
             step = training_step(device, width, size, precision)
             generator = torch.Generator().manual_seed(0)
-            host = [
+            bg, fgbg, depth, mask = (
                 torch.randint(0, 256, (batch, size, size, channels), dtype=torch.uint8, generator=generator)
                 for channels in (3, 3, 1, 1)
-            ]
-            moved = to_device(HostBatch([], *host), device, size)
+            )
+            moved = to_device(HostBatch([], bg, fgbg, depth, mask), device, size)
             seconds = timed(lambda step=step, moved=moved: step(moved), device, repeats)  # type: ignore[misc]
             rows.append(
                 {
@@ -125,96 +123,37 @@ def measure_steps(device: torch.device, batches: dict[int, int], width: float, r
     return rows
 
 
-def training_step(device: torch.device, width: float, size: int, precision: str) -> Callable[[Any], None]:
-    """A function that trains a fresh network on one batch."""
-    module = DepthMaskNet(width).to(device)
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(module.parameters(), 1e-3)
-
-    def autocast() -> AbstractContextManager[Any]:
-        return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-
-    def step(batch: Any) -> None:
-        with autocast():
-            prediction = module(batch.images)
-        torch.autograd.backward(depth_mask_loss(prediction, batch.depth, batch.mask, scale=1.0).total)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
 def measure_loader(device: torch.device, shards: Path, batches: dict[int, int], threads: list[int]) -> list[Report]:
     """Tuples per second of the loader alone, up to pinned memory."""
     rows = []
     for size, batch in batches.items():
         for count in threads:
-            loaded, seconds = 0, 0.0
+            loader = Ours(shards, size=size, threads=count, device=device)
             began = time.perf_counter()
-            for host_batch in epoch_batches(shards, size, min(batch, 256), count, device):
-                loaded += len(host_batch.keys)
-            seconds = time.perf_counter() - began
-            rows.append({"size": size, "threads": count, "per_second": loaded / seconds})
+            loaded = loader.epochs(min(batch, MAX_LOADED))()
+            rows.append({"size": size, "threads": count, "per_second": loaded / (time.perf_counter() - began)})
+            loader.close()
     return rows
 
 
 def measure_together(
-    device: torch.device, shards: Path, batches: dict[int, int], width: float, threads: int, epochs: int
+    device: torch.device, shards: Path, batches: dict[int, int], width: float, threads: int, steps: int
 ) -> list[Report]:
-    """Seconds of a bf16 step with the loader beside it, against the same step on a batch that is already there."""
-    rows = []
-    for size, full_batch in batches.items():
-        batch = min(full_batch, 256)
-        step = training_step(device, width, size, "bf16")
-        host = next(iter(epoch_batches(shards, size, batch, 0, device)))
-        ready = to_device(host, device, size)
-        alone = timed(lambda step=step, ready=ready: step(ready), device, 10)  # type: ignore[misc]
-        synchronize(device)
-        began, steps = time.perf_counter(), 0
-        for _ in range(epochs):
-            for host_batch in epoch_batches(shards, size, batch, threads, device):
-                step(to_device(host_batch, device, size))
-                steps += 1
-        synchronize(device)
-        loaded = (time.perf_counter() - began) / steps
-        rows.append(
-            {"size": size, "batch": batch, "seconds_ready": alone, "seconds_loaded": loaded, "ratio": loaded / alone}
+    """A bf16 step with the loader beside it, against the same step on batches that are already there."""
+    return [
+        overhead(
+            str(shards),
+            device=device.type,
+            size=size,
+            batch=min(batch, MAX_LOADED),
+            width=width,
+            precision="bf16",
+            threads=threads,
+            steps=steps,
+            rounds=3,
         )
-    return rows
-
-
-def epoch_batches(shards: Path, size: int, batch: int, threads: int, device: torch.device) -> Iterator[HostBatch]:
-    manifest = read_manifest(shards)
-    loader = Loader(
-        shards,
-        manifest,
-        "train",
-        size=size,
-        threads=threads,
-        background_cache_bytes=64 * 2**20,
-        pin_memory=device.type == "cuda",
-    )
-    order = EpochOrder(loader.reader.shard_lengths, seed=0, stage=0, epoch=0, global_batch=batch)
-    yield from loader.batches(order.batch(step) for step in range(order.steps))
-    loader.close()
-
-
-def timed(function: Callable[[], None], device: torch.device, repeats: int) -> float:
-    """Median seconds of a call, after two that do not count."""
-    seconds = []
-    for number in range(repeats + 2):
-        synchronize(device)
-        began = time.perf_counter()
-        function()
-        synchronize(device)
-        if number >= 2:
-            seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        for size, batch in batches.items()
+    ]
 
 
 def print_rows(title: str, rows: list[Report]) -> None:
@@ -253,8 +192,10 @@ def main() -> int:
     print_rows(f"Training step, width {width}", result["steps"])
     result["loader"] = measure_loader(device, shards, batches, [1, 2] if quick else [1, 2, 4, 8])
     print_rows("Loader alone", result["loader"])
-    result["together"] = measure_together(device, shards, batches, width, 2 if quick else 8, 1)
-    print_rows("Step with the loader beside it, bf16", result["together"])
+    result["together"] = measure_together(device, shards, batches, width, 2 if quick else 8, 2 if quick else 20)
+    print_rows(
+        "Step on batches that are there, and how much longer with the loader beside it, bf16", result["together"]
+    )
     result["seconds"] = time.monotonic() - began
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(result, indent=1) + "\n")

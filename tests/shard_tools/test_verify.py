@@ -457,6 +457,6 @@ def test_no_manifest(tmp_path: Path) -> None:
     assert "shards.json: no such file; expected the manifest that" in failure(tmp_path)
     assert "shards.json: no such file" in failure(tmp_path / "nowhere")
     (tmp_path / "file").write_text("")
-    assert "Not a directory" in failure(tmp_path / "file")
+    assert "not a valid shards.json" in failure(tmp_path / "file")
     with pytest.raises(UserError, match="runs a command and is refused"):
         check("pipe://cat")

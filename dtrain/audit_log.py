@@ -2,10 +2,12 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from dtrain.data.order import Position
+from shard_tools.errors import UserError
 
 
 class AuditLog:
@@ -13,14 +15,15 @@ class AuditLog:
 
     def __init__(self, folder: Path, rank: int, processes: int, start: int) -> None:
         """`start` counts the starts of the run from 0. A line that a kill tore is ended, so that it stays alone."""
-        folder.mkdir(parents=True, exist_ok=True)
         self._start, self._processes = start, processes
-        self._file = (folder / f"rank-{rank}.jsonl").open("a+b", buffering=0)
-        size = self._file.seek(0, 2)
-        if size:
-            self._file.seek(size - 1)
-            if self._file.read(1) != b"\n":
-                self._file.write(b"\n")
+        self._path = folder / f"rank-{rank}.jsonl"
+        with self._explained():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("a+b", buffering=0)
+            if self._file.seek(0, os.SEEK_END):
+                self._file.seek(-1, os.SEEK_END)
+                if self._file.read(1) != b"\n":
+                    self._file.write(b"\n")
 
     def add(self, position: Position, keys: Sequence[str], replaced: Mapping[str, str | None]) -> None:
         """Note the keys of this process's rows in the step from `position` on, and which stand in for which."""
@@ -34,8 +37,19 @@ class AuditLog:
         }
         if replaced:
             line["replaced"] = dict(replaced)
-        self._file.write(json.dumps(line).encode() + b"\n")
+        with self._explained():
+            self._file.write(json.dumps(line).encode() + b"\n")
 
     def sync(self) -> None:
         """Make all lines survive a power cut."""
-        os.fsync(self._file.fileno())
+        with self._explained():
+            os.fsync(self._file.fileno())
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self._path}: cannot be written: {error.strerror}; make room, or go on without --audit"
+            ) from None

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, LiteralString
+from typing import Any, Literal, LiteralString, get_args
 
 import yaml
 from pydantic import (
@@ -70,7 +70,7 @@ class DataConfig(_Section):
     on_bad_sample: Literal["raise", "replace"] = "raise"
     max_bad_samples: int = Field(100, ge=0, description="in the whole run; one more stops it")
     cache_dir: Path | None = Field(None, description="for shards behind a URL (default: ~/.cache/dtrain)")
-    cache_size: ByteSize | None = Field(None, description="such as 200GB (default: half of what is free there)")
+    cache_size: ByteSize | None = Field(None, gt=0, description="such as 200GB (default: half of what is free there)")
     connections: int = Field(4, ge=1, le=64, description="downloads at a time of each process")
     patience_seconds: float = Field(300.0, gt=0, description="without a byte from the server before giving up")
     loader: Literal["shards", "webdataset"] = Field("shards", description="webdataset: its pipeline, no fixed order")
@@ -81,7 +81,7 @@ class DataConfig(_Section):
     def _is_a_place(cls, value: Any) -> Any:
         if isinstance(value, Path):
             return str(value)
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str):
             raise ValueError("expected a path or a URL; put a number or a date in quotes")
         return value
 
@@ -173,18 +173,19 @@ class LogConfig(_Section):
     audit: bool = Field(False, description="write the keys of every step to RUN/audit/rank-R.jsonl")
 
 
-_SPEED_AND_PLACE = {
-    "manifest",
-    "threads",
-    "background_cache_mb",
-    "on_bad_sample",
-    "max_bad_samples",
-    "cache_dir",
-    "cache_size",
-    "connections",
-    "patience_seconds",
+_SPEED_AND_PLACE: dict[str, Any] = {
+    "manifest": True,
+    "threads": True,
+    "background_cache_mb": True,
+    "on_bad_sample": True,
+    "max_bad_samples": True,
+    "cache_dir": True,
+    "cache_size": True,
+    "connections": True,
+    "patience_seconds": True,
+    "stream": {"train", "test", "test_samples"},
 }
-"""Keys of `DataConfig` that change nothing of what is computed from whole samples."""
+"""Keys of `DataConfig` that change nothing of what is computed from whole samples, as pydantic's `exclude`."""
 
 
 class Config(_Section):
@@ -364,6 +365,8 @@ def _explain(problem: Any) -> str:
 
 
 _MESSAGES = {
+    "byte_size": "expected a size such as 200GB",
+    "byte_size_unit": "expected a size such as 200GB",
     "path_type": "expected a path; put a number or a date in quotes",
     "model_type": "expected a section with keys of its own",
     "tuple_type": "expected a list",
@@ -373,12 +376,11 @@ _MESSAGES = {
 def _known_keys(path: Sequence[int | str]) -> list[str]:
     model: type[BaseModel] = Config
     for part in path:
-        if part == "stages":
-            model = StageConfig
-        elif isinstance(part, str):
+        if isinstance(part, str):
             annotation = model.model_fields[part].annotation
-            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-                model = annotation
+            for inner in (annotation, *get_args(annotation)):
+                if isinstance(inner, type) and issubclass(inner, BaseModel):
+                    model = inner
     return list(model.model_fields)
 
 

@@ -52,8 +52,10 @@ def evaluate_run(
         print(f"left out: {bad.reason}", file=sys.stderr, flush=True)
     if accelerator.is_main_process:
         run = trained.run
-        with atomic_file(run.evaluation_picture) as file:
-            evaluator.panel(trained.module, size).save(file, "PNG")
+        panel = evaluator.panel(trained.module, size)
+        if panel is not None:
+            with atomic_file(run.evaluation_picture) as file:
+                panel.save(file, "PNG")
         trivial = trivial_figures(figures)
         result = {
             "checkpoint": trained.checkpoint,
@@ -66,7 +68,8 @@ def evaluate_run(
         write_atomically(run.evaluation, json.dumps(result, indent=1) + "\n")
         print(f"{path}, {trained.checkpoint}, on {evaluation.samples:,} samples of {split} at {size}×{size}:\n")
         print(format_table({"this model": figures, **trivial}))
-        print(f"\nfigures: {run.evaluation}\npicture: {run.evaluation_picture}", flush=True)
+        picture = run.evaluation_picture if panel is not None else "none: its samples can't be decoded"
+        print(f"\nfigures: {run.evaluation}\npicture: {picture}", flush=True)
     dataset.close()
     accelerator.end_training()
     return figures

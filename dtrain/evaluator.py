@@ -39,8 +39,9 @@ class Evaluator:
         self._dataset = dataset
         self._accelerator = accelerator
         self._split = split
+        lengths = dataset.lengths(split)
         try:
-            self._lengths = subset_lengths(dataset.lengths(split), config.evaluate.samples)
+            self._lengths = subset_lengths(lengths, config.evaluate.samples)
         except UserError as error:
             raise UserError(f"evaluate.{error}") from None
         self.samples = sum(self._lengths)
@@ -67,7 +68,7 @@ class Evaluator:
                     if host_batch.keys:
                         moved = to_device(host_batch, self._accelerator.device, size)
                         metrics.update(module(moved.images), moved.depth, moved.mask)
-            left_out = vote.now(len(bad)).counts[0]
+            left_out = sum(count for (count,) in vote.now(len(bad)).counts)
         if left_out == self.samples:
             raise AgreedError(f"{self._split}: none of its {self.samples} samples can be decoded")
         return Evaluation(metrics.compute(), self.samples - left_out, tuple(bad))
@@ -82,12 +83,15 @@ class Evaluator:
             vote.fail(error)
             return None
 
-    def panel(self, module: nn.Module, size: int) -> Image.Image:
-        """The picture panel of the first samples of the split, always the same ones."""
+    def panel(self, module: nn.Module, size: int) -> Image.Image | None:
+        """The picture panel of the first samples of the split, always the same ones; None if all of them are bad."""
         count = min(self._config.evaluate.panel_samples, self.samples)
         with self._loader(size) as loader, evaluating(module):
             with closing(loader.batches(in_packing_order(self._lengths, range(count), count))) as batches:
-                batch = to_device(next(batches), self._accelerator.device, size)
+                host_batch = next(batches)
+            if not host_batch.keys:
+                return None
+            batch = to_device(host_batch, self._accelerator.device, size)
             return draw_panel(panel_samples(batch, module(batch.images)))
 
     def _loader(self, size: int) -> closing[BatchSource]:

@@ -17,7 +17,7 @@ from dtrain.audit_log import AuditLog
 from dtrain.config import Config
 from dtrain.data.dataset import Dataset
 from dtrain.data.loader import BadSample, HostBatch
-from dtrain.data.order import Position, cut
+from dtrain.data.order import Position, cut, lane_count
 from dtrain.devices import is_lost_process
 from dtrain.evaluator import Evaluation
 from dtrain.metrics import Figures
@@ -61,6 +61,7 @@ class Journal:
         self._waited = self._waited_before = 0.0
         self._progress: Progress | None = None
         self._shown: dict[str, str] = {}
+        self._durable_bytes: int = start.state.get("metrics_bytes", 0)
         global_step = plan.steps_before(start.position)
         if self._main:
             self._progress = Progress(
@@ -83,6 +84,13 @@ class Journal:
             return
         processes = self._accelerator.num_processes
         shares = sorted({len(part) for part in cut(stage.batch, processes)})
+        lanes = lane_count(stage.batch, stage.max_lanes)
+        if lanes < min(stage.batch, stage.max_lanes, len(stage.shard_lengths)) / 2:
+            better = -(-stage.batch // stage.max_lanes) * stage.max_lanes
+            self._say(
+                f"note: a batch of {stage.batch} can only be cut into {lanes} lane(s), so each draws from about "
+                f"{lanes} shard(s); one of {better} would draw from {stage.max_lanes}"
+            )
         micro = f" in {len(stage.micro_rows)} micro-batches" if len(stage.micro_rows) > 1 else ""
         dropped = (
             f"; {stage.dropped} samples of each epoch don't fill a batch and are left out of it"
@@ -103,7 +111,7 @@ class Journal:
             self._audit.add(position, keys, {sample.key: sample.used for sample in bad})
 
     def waited(self, seconds: float) -> None:
-        """Be told how long steps waited for data since the start, on the average of all processes."""
+        """Be told how long the process that waited longest has waited for data since the start."""
         self._waited = seconds
 
     def step_done(self, stage: StagePlan, position: Position, *, learning_rate: float, means: Tensor) -> None:
@@ -136,9 +144,12 @@ class Journal:
         for tracker in self._accelerator.trackers:
             if tracker.name == "tensorboard":
                 tracker.writer.flush()
-        return self._run.sync_metrics()
+        self._durable_bytes = self._run.sync_metrics()
+        return self._durable_bytes
 
-    def evaluated(self, stage: StagePlan, position: Position, evaluation: Evaluation, panel: Image.Image) -> None:
+    def evaluated(
+        self, stage: StagePlan, position: Position, evaluation: Evaluation, panel: Image.Image | None
+    ) -> None:
         """Note an evaluation. Called by the main process alone."""
         figures = evaluation.figures
         global_step = self._plan.steps_before(position)
@@ -156,17 +167,30 @@ class Journal:
             }
         )
         self._run.add_event("evaluate", global_step)
-        self._run.panels.mkdir(exist_ok=True)
-        with atomic_file(self._run.panels / f"step-{global_step:08d}.png") as file:
-            panel.save(file, "PNG")
+        if panel is not None:
+            self._run.panels.mkdir(exist_ok=True)
+            with atomic_file(self._run.panels / f"step-{global_step:08d}.png") as file:
+                panel.save(file, "PNG")
         for tracker in self._accelerator.trackers:
             tracker.log({f"test/{name}": value for name, value in figures.items()}, step=global_step)
-            if tracker.name == "tensorboard":
+            if panel is not None and tracker.name == "tensorboard":
                 tracker.log_images({"test/panel": np.asarray(panel)[None]}, step=global_step, dataformats="NHWC")
         self._say(
             f"evaluated after stage {position.stage}, epoch {position.epoch}: mask IoU {figures['mask_iou']:.4f}, "
             f"depth MSE {figures['depth_mse']:.5f} (variance {figures['depth_variance']:.5f})"
         )
+
+    def gave_up_waiting(self, global_step: int) -> None:
+        """The process was told to stop while it waited for data, in a step that others have begun: nothing is saved."""
+        print(
+            f"stopped while waiting for data, in the middle of step {global_step}; the same command goes on from the "
+            "newest checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+        if self._main:
+            self._run.add_event("preempted", global_step, signal="told to stop while waiting for data")
+            self._end("running", "told to stop while waiting for data", global_step)
 
     def preempted(self, reason: str, global_step: int) -> None:
         """The run was told to stop and its last checkpoint is written."""
@@ -191,7 +215,8 @@ class Journal:
         """
         if isinstance(error, AgreedError):
             if self._main:
-                self._run.forget_metrics_from(global_step)
+                if error.step is not None:
+                    self._run.forget_metrics_from(error.step, self._durable_bytes)
                 self._fail(str(error), global_step)
             return False
         if isinstance(error, UserError):

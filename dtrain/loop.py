@@ -14,7 +14,7 @@ from dtrain.checkpoint import Checkpoint, load_checkpoint, remove_old, save_chec
 from dtrain.config import Config
 from dtrain.data.augment import augment, draw
 from dtrain.data.dataset import Dataset, open_dataset
-from dtrain.data.loader import BatchSource, HostBatch, blank_batch, to_device
+from dtrain.data.loader import BatchSource, GaveUpError, HostBatch, blank_batch, to_device
 from dtrain.devices import ProcessError, broadcast_buffers, make_accelerator, on_main_process, settle_gradient_buckets
 from dtrain.evaluator import Evaluator
 from dtrain.journal import Journal
@@ -27,6 +27,8 @@ from dtrain.resume import Start, open_run
 from dtrain.run_folder import RunFolder
 from shard_tools.errors import UserError
 
+STOP_TOGETHER_SECONDS = 5.0
+
 
 def train(config: Config, *, fresh: bool = False, overwrite: bool = False) -> None:
     """Begin or go on with the run that `config` names, until it is done or told to stop.
@@ -35,40 +37,72 @@ def train(config: Config, *, fresh: bool = False, overwrite: bool = False) -> No
     Raises UserError for what the user can mend.
     """
     request = StopRequest()
-    dataset = open_dataset(config.data)
     accelerator = make_accelerator(config)
+    vote = Vote(request)
     try:
-        lengths = dataset.lengths(config.data.train_split)
-        plan = plan_run(config, lengths, rank=accelerator.process_index, world_size=accelerator.num_processes)
-        evaluator = Evaluator(config, dataset, accelerator, config.data.test_split)
-        run = RunFolder(config.run)
-        digest = dataset.digest
-        start = on_main_process(accelerator, lambda: open_run(run, config, digest, fresh=fresh, overwrite=overwrite))
-        if start.finished:
-            accelerator.print(f"{run.path} is done: {start.state['global_step']} steps; --fresh starts it anew.")
-            return
-        journal = Journal(run, accelerator, config, plan, start, dataset)
-        vote = Vote(request)
-        trainer = Trainer(config, accelerator, dataset, plan, run, journal, vote, evaluator, start)
-        try:
-            stopped = not trainer.train()
-        except Exception as error:
-            if journal.failed(error, trainer.global_step):
-                raise SystemExit(1) from None
-            if isinstance(error, UserError) and not isinstance(error, AgreedError):
-                raise ProcessError(f"process {accelerator.process_index}: {error}") from None
-            raise
-        finally:
-            trainer.close()
-        vote.settle()
-        if stopped:
-            journal.preempted(request.reason or "a signal to another process", trainer.global_step)
-        else:
-            journal.done(trainer.global_step)
-        accelerator.wait_for_everyone()
+        with closing(_open_together(config, vote)) as dataset:
+            _train(config, accelerator, dataset, vote, request, fresh=fresh, overwrite=overwrite)
     finally:
-        dataset.close()
         accelerator.end_training()
+
+
+def _train(
+    config: Config,
+    accelerator: Accelerator,
+    dataset: Dataset,
+    vote: Vote,
+    request: StopRequest,
+    *,
+    fresh: bool,
+    overwrite: bool,
+) -> None:
+    lengths = dataset.lengths(config.data.train_split)
+    plan = plan_run(config, lengths, rank=accelerator.process_index, world_size=accelerator.num_processes)
+    evaluator = Evaluator(config, dataset, accelerator, config.data.test_split)
+    run = RunFolder(config.run)
+    digest = dataset.digest
+    start = on_main_process(accelerator, lambda: open_run(run, config, digest, fresh=fresh, overwrite=overwrite))
+    if start.finished:
+        accelerator.print(f"{run.path} is done: {start.state['global_step']} steps; --fresh starts it anew.")
+        return
+    journal = Journal(run, accelerator, config, plan, start, dataset)
+    trainer = Trainer(config, accelerator, dataset, plan, run, journal, vote, evaluator, start)
+    try:
+        stopped = not trainer.train()
+    except GaveUpError:
+        journal.gave_up_waiting(trainer.global_step)
+        raise SystemExit(1) from None
+    except Exception as error:
+        if journal.failed(error, trainer.global_step):
+            raise SystemExit(1) from None
+        if isinstance(error, UserError) and not isinstance(error, AgreedError):
+            raise ProcessError(f"process {accelerator.process_index}: {error}") from None
+        raise
+    finally:
+        trainer.close()
+    vote.settle()
+    if stopped:
+        journal.preempted(request.reason or "a signal to another process", trainer.global_step)
+    else:
+        journal.done(trainer.global_step)
+    accelerator.wait_for_everyone()
+
+
+def _open_together(config: Config, vote: Vote) -> Dataset:
+    """The data set; AgreedError on all processes if one of them can't open it, or sees another one than the others."""
+    dataset = None
+    try:
+        dataset = open_dataset(config.data)
+    except UserError as error:
+        vote.fail(error)
+    vote.now()
+    assert dataset is not None, "or the vote has said why not"
+    if not vote.same_for_all(dataset.digest):
+        raise AgreedError(
+            f"data.manifest: {config.data.manifest} does not list the same samples on all machines; copy the shards "
+            "again, or give all of them one URL"
+        )
+    return dataset
 
 
 class Trainer:
@@ -101,6 +135,7 @@ class Trainer:
         self._bad_here = 0
         self._bad_samples = self._bad_before
         self._waited = 0.0
+        self._in_step = False
 
         set_seed(config.seed)
         self._module = DepthMaskNet(config.model.width).to(accelerator.device)
@@ -150,7 +185,12 @@ class Trainer:
         """Steps to the end of the epoch; False if all processes agreed to stop after one of them."""
         with closing(self._batches(stage)) as batches:
             while self.position.step < stage.steps:
-                self._step(stage, batches)
+                try:
+                    self._step(stage, batches)
+                except GaveUpError:
+                    if self._vote.all_say_so(STOP_TOGETHER_SECONDS):
+                        return False
+                    raise
                 self.position = self.position.next_step()
                 if self._agree(self._vote.agreed).stop:
                     return False
@@ -171,6 +211,7 @@ class Trainer:
         for rows in stage.micro_rows:
             host_batch = self._next(batches, stage, len(rows))
             consumed.append(host_batch)
+            self._in_step = True
             last = rows is stage.micro_rows[-1]
             if last and not self._vote.failed:
                 self._journal.consumed(self.position, consumed)
@@ -181,6 +222,7 @@ class Trainer:
             losses.append(weighted.detach())
         self._optimizer.step()
         self._optimizer.zero_grad()
+        self._in_step = False
         means = torch.stack(losses).sum(0)
         self._journal.step_done(stage, self.position.next_step(), learning_rate=learning_rate, means=means)
 
@@ -190,8 +232,10 @@ class Trainer:
             asked = time.perf_counter()
             try:
                 batch = next(batches)
+            except GaveUpError:
+                raise
             except Exception as error:
-                self._vote.fail(error)
+                self._vote.fail(error, self.global_step + 1)
             else:
                 self._waited += time.perf_counter() - asked
                 self._bad_here += len(batch.bad)
@@ -203,9 +247,9 @@ class Trainer:
         agreement = ask(self._bad_here, round(self._waited * 1e6))
         if not agreement.counts:
             return agreement
-        bad, waited = agreement.counts
-        self._bad_samples = self._bad_before + bad
-        self._journal.waited(waited / 1e6 / self._accelerator.num_processes)
+        bad, waited = zip(*agreement.counts, strict=True)
+        self._bad_samples = self._bad_before + sum(bad)
+        self._journal.waited(max(waited) / 1e6)
         if self._bad_samples > self._config.data.max_bad_samples:
             raise AgreedError(
                 f"{self._bad_samples} samples could not be decoded, more than data.max_bad_samples "
@@ -230,7 +274,11 @@ class Trainer:
         """This process's micro-batches from the current position to the end of the epoch."""
         assert self._loader is not None
         order = stage.order(self.position.epoch)
-        return self._loader.batches(order.reading(self.position.step, stage.micro_rows))
+        return self._loader.batches(order.reading(self.position.step, stage.micro_rows), self._gives_up)
+
+    def _gives_up(self) -> bool:
+        """Whether to stop rather than wait for data: told to, and nothing of this step has been computed here."""
+        return self._vote.wants_to_stop and not self._in_step
 
     def _evaluation_is_due(self, stage: StagePlan) -> bool:
         done = self.position.epoch + 1

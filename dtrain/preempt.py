@@ -3,11 +3,13 @@
 import os
 import signal
 from dataclasses import dataclass
+from datetime import timedelta
 from types import FrameType
 from typing import NoReturn
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from shard_tools.errors import UserError
 
@@ -44,18 +46,26 @@ class StopRequest:
 
 
 class AgreedError(UserError):
-    """What one process could not go on with, or several; raised by all of them, with one message."""
+    """What one process could not go on with, or several; raised by all of them, with one message.
+
+    `step` is the number of the first step that lacks what a failed process should have put into it, None if none does.
+    """
+
+    def __init__(self, message: str, step: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What all processes know together: whether one of them was told to stop, and the sums of their counts.
+    """What all processes know together: whether one of them was told to stop, and the counts of each.
 
     Nothing is known right after `now`, or at the beginning: no counts then.
     """
 
     stop: bool = False
-    counts: tuple[int, ...] = ()
+    counts: tuple[tuple[int, ...], ...] = ()
+    """By process."""
 
 
 class Vote:
@@ -72,20 +82,22 @@ class Vote:
         """Assumes that the default process group, if there is to be one, is initialised."""
         self._request = request
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
-        self._votes = torch.zeros(0, dtype=torch.int64)
+        self._votes: list[Tensor] = []
         self._pending: dist.Work | None = None
         self._failure: Exception | None = None
+        self._failed_at: int | None = None
 
     @property
     def failed(self) -> bool:
         """Whether this process can't go on."""
         return self._failure is not None
 
-    def fail(self, error: Exception) -> None:
-        """Note that this process can't go on; raises the error at once if it is the only one."""
+    def fail(self, error: Exception, step: int | None = None) -> None:
+        """Note that this process can't go on, and the step that lacks its part; raises the error if it is alone."""
         if self._group is None:
             raise error
-        self._failure = self._failure or error
+        if self._failure is None:
+            self._failure, self._failed_at = error, step
 
     def agreed(self, *counts: int) -> Agreement:
         """What all said a step ago. To be called equally often, with equally many counts, by every process.
@@ -93,7 +105,7 @@ class Vote:
         Raises AgreedError if one of them had failed.
         """
         if self._group is None:
-            return Agreement(self._wants_to_stop(), counts)
+            return Agreement(self.wants_to_stop, (counts,))
         agreement = self._read() if self._pending is not None else Agreement()
         if not agreement.stop:
             self._cast(counts)
@@ -105,10 +117,29 @@ class Vote:
         Raises AgreedError if one of them has failed.
         """
         if self._group is None:
-            return Agreement(self._wants_to_stop(), counts)
+            return Agreement(self.wants_to_stop, (counts,))
         self.settle()
         self._cast(counts)
         return self._read()
+
+    def all_say_so(self, seconds: float) -> bool:
+        """Whether every process calls this within `seconds`, instead of being in the middle of a step."""
+        if self._group is None:
+            return True
+        self.settle()
+        try:
+            dist.barrier(group=self._group, async_op=True).wait(timedelta(seconds=seconds))
+        except RuntimeError:
+            return False
+        return True
+
+    def same_for_all(self, value: str) -> bool:
+        """Whether all processes have the same value; to be called by every process."""
+        if self._group is None:
+            return True
+        values: list[str] = [""] * dist.get_world_size(self._group)
+        dist.all_gather_object(values, value, group=self._group)
+        return set(values) == {value}
 
     def settle(self) -> None:
         """Wait for a vote that is still under way, before the process group is taken down."""
@@ -116,30 +147,39 @@ class Vote:
             self._pending.wait()
             self._pending = None
 
-    def _wants_to_stop(self) -> bool:
+    @property
+    def wants_to_stop(self) -> bool:
+        """Whether this process was told to stop."""
         return self._request is not None and self._request.reason is not None
 
     def _cast(self, counts: tuple[int, ...]) -> None:
-        self._votes = torch.tensor([self._wants_to_stop(), self.failed, *counts], dtype=torch.int64)
-        self._pending = dist.all_reduce(self._votes, group=self._group, async_op=True)
+        own = torch.tensor([self.wants_to_stop, self.failed, *counts], dtype=torch.int64)
+        self._votes = [torch.empty_like(own) for _ in range(dist.get_world_size(self._group))]
+        self._pending = dist.all_gather(self._votes, own, group=self._group, async_op=True)
 
     def _read(self) -> Agreement:
         self.settle()
-        stop, failed, *counts = self._votes.tolist()
-        if failed:
+        votes = [tuple(vote.tolist()) for vote in self._votes]
+        if any(failed for _, failed, *_ in votes):
             self._raise_together()
-        return Agreement(stop > 0, tuple(counts))
+        return Agreement(any(stop for stop, *_ in votes), tuple(vote[2:] for vote in votes))
 
     def _raise_together(self) -> NoReturn:
         """Every process raises the messages of those that failed, each message once."""
         own = None
         if self._failure is not None:
-            own = str(self._failure) if isinstance(self._failure, UserError) else repr(self._failure)
-        messages: list[str | None] = [None] * dist.get_world_size(self._group)
-        dist.all_gather_object(messages, own, group=self._group)
+            message = str(self._failure) if isinstance(self._failure, UserError) else repr(self._failure)
+            own = (message, self._failed_at)
+        gathered: list[tuple[str, int | None] | None] = [None] * dist.get_world_size(self._group)
+        dist.all_gather_object(gathered, own, group=self._group)
         ranks: dict[str, list[str]] = {}
-        for rank, message in enumerate(messages):
-            if message is not None:
-                ranks.setdefault(message, []).append(str(rank))
-        told = [f"process {', '.join(having)}: {message}" for message, having in ranks.items()]
-        raise AgreedError("\n".join(told)) from self._failure
+        steps = []
+        for rank, told in enumerate(gathered):
+            if told is not None:
+                ranks.setdefault(told[0], []).append(str(rank))
+                steps += [] if told[1] is None else [told[1]]
+        lines = [
+            message if len(having) == len(gathered) else f"process {', '.join(having)}: {message}"
+            for message, having in ranks.items()
+        ]
+        raise AgreedError("\n".join(lines), min(steps, default=None)) from self._failure

@@ -1,4 +1,6 @@
-"""The run folder and its small files: config, status, metrics, events, lock. Only the main process writes here.
+"""The run folder and its small files: config, status, metrics, events, lock.
+
+The main process writes; the others add events about what they alone have met, so all have to see the folder.
 
 metrics.jsonl holds what was learned and is the same for a run that was killed and one that was not; events.jsonl
 holds what happened to the run and when.
@@ -161,11 +163,11 @@ class RunFolder:
             os.fsync(file.fileno())
             return file.tell()
 
-    def forget_metrics_from(self, global_step: int) -> None:
-        """Forget the last lines, as far as they are of `global_step` or later."""
+    def forget_metrics_from(self, global_step: int, keep_bytes: int) -> None:
+        """Forget the last lines that are of `global_step` or later, but never what the first `keep_bytes` hold."""
         with suppress(FileNotFoundError), self.metrics.open("r+b") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(size - LONGEST_LINE_BYTES, 0))
+            file.seek(max(size - LONGEST_LINE_BYTES, keep_bytes))
             for line in reversed(file.read().splitlines(keepends=True)):
                 if json.loads(line)["global_step"] < global_step:
                     break

@@ -7,6 +7,7 @@ from decoding.
 import math
 import threading
 import weakref
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,14 +19,14 @@ from torch import Tensor
 class BatchBuffers:
     """Gives out uint8 tensors; their memory comes back by itself when the last tensor on it is gone. Thread-safe.
 
-    Keeps at most `most` free pieces. Pinned memory is left to torch, which keeps its own and knows when the device
+    Keeps about `most` free pieces. Pinned memory is left to torch, which keeps its own and knows when the device
     has copied it.
     """
 
     def __init__(self, most: int, *, pin_memory: bool = False) -> None:
         self._most = most
         self._pin_memory = pin_memory
-        self._free: list[NDArray[np.uint8]] = []
+        self._free: deque[NDArray[np.uint8]] = deque()
         self._lock = threading.Lock()
 
     def take(self, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
@@ -39,14 +40,16 @@ class BatchBuffers:
 
     def _lend(self, size: int) -> NDArray[np.uint8]:
         with self._lock:
+            while len(self._free) > self._most:
+                self._free.popleft()
             # The one that came back last is the likeliest to be in the processor's cache still.
             fitting = [number for number, piece in enumerate(self._free) if len(piece) >= size]
-            piece = self._free.pop(fitting[-1]) if fitting else np.empty(size, dtype=np.uint8)
+            if fitting:
+                piece = self._free[fitting[-1]]
+                del self._free[fitting[-1]]
+            else:
+                piece = np.empty(size, dtype=np.uint8)
         lent = piece[:size]  # what torch holds on to: when it dies, nothing can see the memory any more
-        weakref.finalize(lent, self._give_back, piece).atexit = False
+        # Called wherever the garbage collector runs, so it takes no lock: appending to a deque needs none.
+        weakref.finalize(lent, self._free.append, piece).atexit = False
         return lent
-
-    def _give_back(self, piece: NDArray[np.uint8]) -> None:
-        with self._lock:
-            self._free.append(piece)
-            del self._free[: -self._most]

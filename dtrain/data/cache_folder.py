@@ -139,6 +139,10 @@ class CacheFolder:
         finally:
             os.close(descriptor)
 
+    def unpin(self, descriptor: int) -> None:
+        """Let a whole file be dropped, though what is in it stays readable through this descriptor."""
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
     def remove(self, content: Content) -> None:
         """Remove a whole file that is not what its name says."""
         with self._locked():

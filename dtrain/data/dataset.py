@@ -84,7 +84,7 @@ def _open_cache(config: DataConfig, storage: RemoteStorage) -> ShardCache:
     return ShardCache(
         storage,
         folder,
-        max_bytes=config.cache_size or default_bytes(folder),
+        max_bytes=default_bytes(folder) if config.cache_size is None else config.cache_size,
         processes=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         connections=config.connections,
         patience_seconds=config.patience_seconds,

@@ -53,6 +53,12 @@ class Downloader:
                 if published is not None:
                     return published, True
 
+    def loose_shard(self, shard: Shard, stop: threading.Event) -> tuple[int, bool]:
+        """As `shard`, but the file is not pinned: it may be dropped while it is read."""
+        descriptor, fetched = self.shard(shard, stop)
+        self._folder.unpin(descriptor)
+        return descriptor, fetched
+
     def index(self, shard: Shard, stop: threading.Event) -> bytes:
         """The bytes of a shard's index, which is kept in the folder where there is room. Raises as `shard`."""
         content = Content(shard.index_sha256, "idx", 0)

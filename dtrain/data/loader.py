@@ -1,6 +1,7 @@
 """Whole batches, decoded ahead by threads in an order that they cannot change."""
 
 import itertools
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -21,6 +22,7 @@ from shard_tools.layouts import BACKGROUND, COMPONENTS
 from shard_tools.manifest import Manifest
 
 CHANNELS = (3, 3, 1, 1)
+GIVE_UP_SECONDS = 0.5
 
 OnBadSample = Literal["raise", "replace"]
 Others = Callable[[int, int], Iterator[tuple[int, int]]]
@@ -63,8 +65,8 @@ class Batch:
 class BatchSource(Protocol):
     """What the trainer takes batches from."""
 
-    def batches(self, reading: Reading) -> Generator[HostBatch]:
-        """The batches of `reading`, in its order."""
+    def batches(self, reading: Reading, give_up: Callable[[], bool] = lambda: False) -> Generator[HostBatch]:
+        """The batches of `reading`, in its order; raises GaveUpError rather than wait on, once `give_up` says so."""
 
     def close(self) -> None:
         """Let go of threads and files."""
@@ -98,26 +100,30 @@ class Loader:
         self._buffers = BatchBuffers(self._ahead + 1, pin_memory=pin_memory)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads else None
 
-    def batches(self, reading: Reading) -> Generator[HostBatch]:
+    def batches(self, reading: Reading, give_up: Callable[[], bool] = lambda: False) -> Generator[HostBatch]:
         """The batches of `reading`, in its order.
 
-        Raises UserError that names the shard or the sample when one can't be read or decoded. With `on_bad_sample`
-        "replace", a sample that can't be decoded is replaced by another one of its global batch, or left out where
-        `reading` knows of no others; a shard that can't be read is an error all the same.
+        Raises GaveUpError if a batch is not there yet and `give_up` says so, and UserError that names the shard or the
+        sample when one can't be read or decoded. With `on_bad_sample` "replace", a sample that can't be decoded is
+        replaced by another one of its global batch, or left out where `reading` knows of no others; a shard that
+        can't be read is an error all the same.
         """
         pending: deque[Future[HostBatch]] = deque()
         asked = enumerate(reading.batches)
+        ended = threading.Event()
         self.reader.begin(reading.spans, ahead=self._ahead)
         try:
             for passed in itertools.count():
                 for number, refs in itertools.islice(asked, self._ahead - len(pending)):
-                    pending.append(submit(self._pool, self._load, number, refs, reading.others))
+                    pending.append(submit(self._pool, self._load, number, refs, reading.others, ended))
                 if not pending:
                     return
-                batch = pending.popleft().result()
+                batch = result(pending[0], give_up)
+                pending.popleft()
                 self.reader.passed(passed)
                 yield batch
         finally:
+            ended.set()
             running = [future for future in pending if not future.cancel()]
             self.reader.end()
             wait(running)
@@ -128,12 +134,14 @@ class Loader:
             self._pool.shutdown(wait=True, cancel_futures=True)
         self.reader.close()
 
-    def _load(self, number: int, refs: SampleRefs, others: Others | None) -> HostBatch:
+    def _load(self, number: int, refs: SampleRefs, others: Others | None, ended: threading.Event) -> HostBatch:
         tensors = self._buffers.take([(len(refs), *self._slot, channels) for channels in CHANNELS])
         slots = list(zip(*(tensor.numpy() for tensor in tensors), strict=True))
         keys: list[str] = []
         bad: list[BadSample] = []
         for row, place in enumerate(zip(refs.shard.tolist(), refs.sample.tolist(), strict=True)):
+            if ended.is_set():
+                raise GaveUpError
             try:
                 keys.append(self._load_sample(*place, slots[len(keys)]))
             except BadSampleError as error:
@@ -175,6 +183,22 @@ def submit(
     done: Future[Result] = Future()
     done.set_result(function(*args, **kwargs))
     return done
+
+
+class GaveUpError(Exception):
+    """Nobody waits for the batch any more."""
+
+
+def result(future: Future[Result], give_up: Callable[[], bool]) -> Result:
+    """The result once it is there; GaveUpError if it is not and `give_up` says so, which is asked now and then."""
+    while True:
+        try:
+            return future.result(timeout=GIVE_UP_SECONDS)
+        except TimeoutError:
+            if future.done():
+                raise  # it is the function's own
+            if give_up():
+                raise GaveUpError from None
 
 
 class SampleDecoder:

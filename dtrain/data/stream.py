@@ -5,11 +5,9 @@ does for training. So an epoch is not each sample once, but `train_samples` draw
 follows from the step at which the reading of an epoch begins and from the process, so after a resume within an epoch,
 and at another number of processes, other samples come than would have come. No hash vouches for the bytes.
 
-An evaluation still reads each test sample once, but a process has to read past all those that come before its own.
+An evaluation still reads each sample of a split once, but a process has to read past all those before its own.
 """
 
-import hashlib
-import json
 import random
 import sys
 import threading
@@ -17,6 +15,7 @@ from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 from webdataset.filters import shuffle
@@ -27,19 +26,29 @@ from dtrain.data.cache import FetchStats
 from dtrain.data.loader import SampleDecoder
 from dtrain.data.order import SampleRefs
 from dtrain.data.stream_bytes import expand
-from dtrain.data.stream_loader import OnBad, StreamLoader
+from dtrain.data.stream_loader import StreamLoader
 from dtrain.data.stream_samples import RawSample, read_samples
 from shard_tools.errors import UserError
 from shard_tools.permutation import derive_key
 
 _PLACES = 4096
-"""Places in a virtual shard of the training split, whose order is held in memory."""
+"""Places in a virtual shard, whose order is held in memory."""
+
+
+class _Split(NamedTuple):
+    """What `data.stream` says of a split: `pattern` under the key `name`, `samples` under `name`_samples."""
+
+    name: str
+    pattern: str
+    samples: int
 
 
 class StreamDataset:
     """The tars that the section `data.stream` names."""
 
     fetched: FetchStats | None = None
+    digest = "unknown"
+    """All that is known of the samples stands in the configuration."""
 
     def __init__(self, config: DataConfig) -> None:
         """Raises UserError if the splits are not told apart."""
@@ -48,16 +57,15 @@ class StreamDataset:
             raise UserError(
                 f"data.train_split and data.test_split: expected two names, got {config.test_split!r} twice"
             )
+        stream = config.stream
         self._config = config
-        self._stream = config.stream
-        self._patterns = {config.train_split: "train", config.test_split: "test"}
+        self._stream = stream
+        self._splits = {
+            config.train_split: _Split("train", stream.train, stream.train_samples),
+            config.test_split: _Split("test", stream.test, stream.test_samples),
+        }
         self._urls: dict[str, list[str]] = {}
-        self._told_of_more = False
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the section `data.stream`, which is all that is known of the samples."""
-        return hashlib.sha256(json.dumps(self._stream.model_dump(), sort_keys=True).encode()).hexdigest()
+        self._told_of_more: set[str] = set()
 
     def lengths(self, split: str) -> list[int]:
         """The samples that the section promises, in virtual shards.
@@ -65,23 +73,19 @@ class StreamDataset:
         Raises UserError if there is no such split, or a file of it is missing.
         """
         self._expand(split)
-        if split == self._config.test_split:
-            return [self._stream.test_samples]
-        whole, rest = divmod(self._stream.train_samples, _PLACES)
+        whole, rest = divmod(self._splits[split].samples, _PLACES)
         return [_PLACES] * whole + [rest] * (rest > 0)
 
     def loader(self, split: str, *, size: int, device: torch.device) -> StreamLoader:
         """Batches of a split for images of side `size`; in pinned memory where `device` is a GPU."""
         config, urls = self._config, self._expand(split)
-        on_bad: OnBad = "raise"
-        if config.on_bad_sample == "replace":
-            on_bad = "leave out" if split == config.test_split else "next"
         return StreamLoader(
-            partial(self._in_order if split == config.test_split else self._drawn, urls),
             SampleDecoder(config.decode, config.background_cache_mb * 2**20),
+            drawn=partial(self._drawn, urls),
+            in_order=partial(self._in_order, self._splits[split], urls),
             size=size,
             threads=config.threads,
-            on_bad=on_bad,
+            on_bad_sample=config.on_bad_sample,
             pin_memory=device.type == "cuda",
         )
 
@@ -90,11 +94,11 @@ class StreamDataset:
 
     def _expand(self, split: str) -> list[str]:
         """The URLs of a split, looked at once: what vanishes later is an error of the process that reads it."""
-        if split not in self._patterns:
-            raise UserError(f"data.stream has no split {split!r}; it has: {', '.join(self._patterns)}")
+        if split not in self._splits:
+            raise UserError(f"data.stream has no split {split!r}; it has: {', '.join(self._splits)}")
         if split not in self._urls:
-            name = self._patterns[split]
-            self._urls[split] = expand(getattr(self._stream, name), f"data.stream.{name}")
+            name, pattern, _ = self._splits[split]
+            self._urls[split] = expand(pattern, f"data.stream.{name}")
         return self._urls[split]
 
     def _drawn(self, urls: list[str], places: Sequence[SampleRefs], stopped: threading.Event) -> Generator[RawSample]:
@@ -107,20 +111,21 @@ class StreamDataset:
             yield from shuffle(self._stream.shuffle, rng=random.Random(key))(samples)
 
     def _in_order(
-        self, urls: list[str], places: Sequence[SampleRefs], stopped: threading.Event
+        self, split: _Split, urls: list[str], places: Sequence[SampleRefs], stopped: threading.Event
     ) -> Generator[RawSample]:
-        """The test samples from the first place on."""
-        first, promised = int(places[0].sample[0]), self._stream.test_samples
+        """The samples from the first place on."""
+        name, _, promised = split
+        first = int(places[0].shard[0]) * _PLACES + int(places[0].sample[0])
         with closing(self._read(urls, stopped)) as samples:
             for place in range(promised):
                 sample = next(samples, None)
                 if sample is None:
                     raise UserError(
-                        f"data.stream.test: holds {place} samples, but data.stream.test_samples is {promised}; set it "
-                        f"to {place}"
+                        f"data.stream.{name}: holds {place} samples, but data.stream.{name}_samples is {promised}; "
+                        f"set it to {place}"
                     )
                 if place == promised - 1 and next(samples, None) is not None:
-                    self._tell_of_more()
+                    self._tell_of_more(split)
                 if place >= first:
                     yield sample
 
@@ -133,12 +138,13 @@ class StreamDataset:
             stopped=stopped,
         )
 
-    def _tell_of_more(self) -> None:
-        if not self._told_of_more:
-            self._told_of_more = True
+    def _tell_of_more(self, split: _Split) -> None:
+        name, _, promised = split
+        if name not in self._told_of_more:
+            self._told_of_more.add(name)
             print(
-                f"data.stream.test: holds more samples than data.stream.test_samples ({self._stream.test_samples}); "
-                "those after them are never evaluated",
+                f"data.stream.{name}: holds more samples than data.stream.{name}_samples ({promised}); those after "
+                "them are never evaluated",
                 file=sys.stderr,
                 flush=True,
             )

@@ -6,13 +6,22 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from dtrain.data.buffers import BatchBuffers
 from dtrain.data.decode import Pixels
-from dtrain.data.loader import CHANNELS, BadSample, BadSampleError, HostBatch, SampleDecoder, submit
+from dtrain.data.loader import (
+    CHANNELS,
+    BadSample,
+    BadSampleError,
+    HostBatch,
+    OnBadSample,
+    SampleDecoder,
+    result,
+    submit,
+)
 from dtrain.data.order import Reading, SampleRefs
 from dtrain.data.stream_samples import RawSample
 from shard_tools.errors import UserError
@@ -24,9 +33,6 @@ _FIRST_BATCHES = 8
 Source = Callable[[Sequence[SampleRefs], threading.Event], Generator[RawSample]]
 """From the places of the first few batches, the samples for those and all later ones; ends soon after the event."""
 
-OnBad = Literal["raise", "next", "leave out"]
-"""What becomes of a sample that can't be decoded; "next": the next one of the stream is used instead."""
-
 
 class StreamLoader:
     """Reads and decodes batches of one stream for one image size, of one `Reading` at a time.
@@ -37,31 +43,35 @@ class StreamLoader:
 
     def __init__(
         self,
-        source: Source,
         decoder: SampleDecoder,
         *,
+        drawn: Source,
+        in_order: Source,
         size: int,
         threads: int,
-        on_bad: OnBad = "raise",
+        on_bad_sample: OnBadSample = "raise",
         pin_memory: bool = False,
     ) -> None:
-        self._source = source
+        self._drawn = drawn
+        self._in_order = in_order
         self._decoder = decoder
         self._size = size
-        self._on_bad = on_bad
+        self._replace = on_bad_sample == "replace"
         self._ahead = threads + 1
         self._buffers = BatchBuffers(self._ahead + 1, pin_memory=pin_memory)
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="read") if threads else None
         self._decoding = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads else None
         self._current: Generator[HostBatch] | None = None
 
-    def batches(self, reading: Reading) -> Generator[HostBatch]:
-        """For each batch of `reading` one of as many samples, fewer where bad ones are left out.
+    def batches(self, reading: Reading, give_up: Callable[[], bool] = lambda: False) -> Generator[HostBatch]:
+        """For each batch of `reading` one of as many samples: drawn ones, or, where it knows of no others, in order.
 
-        Ends what was begun before. Raises UserError that names the tar or the sample when one can't be read or decoded.
+        With `on_bad_sample` "replace", the next one that is drawn is used instead of a sample that can't be decoded;
+        in order it is left out. Ends what was begun before. Raises GaveUpError as `Loader` does, and UserError that
+        names the tar or the sample when one can't be read or decoded.
         """
         self._end()
-        self._current = self._batches(reading)
+        self._current = self._batches(reading, give_up)
         return self._current
 
     def close(self) -> None:
@@ -75,13 +85,14 @@ class StreamLoader:
         if self._current is not None:
             self._current.close()
 
-    def _batches(self, reading: Reading) -> Generator[HostBatch]:
+    def _batches(self, reading: Reading, give_up: Callable[[], bool]) -> Generator[HostBatch]:
         places = iter(reading.batches)
         first = list(islice(places, _FIRST_BATCHES))
         if not first:
             return
         wanted = chain(first, places)
-        stream = _Stream(self._source, first)
+        drawn = reading.others is not None
+        stream = _Stream(self._drawn if drawn else self._in_order, first)
         pending: deque[tuple[Future[list[RawSample]], Future[_Decoded]]] = deque()
         try:
             while True:
@@ -90,9 +101,9 @@ class StreamLoader:
                     pending.append((raw, submit(self._decoding, self._decode, raw)))
                 if not pending:
                     return
-                decoded = pending[0][1].result()
+                decoded = result(pending[0][1], give_up)
                 pending.popleft()
-                yield self._finish(decoded, stream)
+                yield self._finish(decoded, stream if drawn else None)
         finally:
             stream.stop()
             running: list[Future[Any]] = [each for both in pending for each in both if not each.cancel()]
@@ -108,17 +119,17 @@ class StreamLoader:
             try:
                 self._add(sample, batch)
             except BadSampleError as error:
-                if self._on_bad == "raise":
+                if not self._replace:
                     raise
                 batch.bad.append(error)
         return batch
 
-    def _finish(self, batch: "_Decoded", stream: "_Stream") -> HostBatch:
-        """Fill the rows that are left, or cut them off."""
+    def _finish(self, batch: "_Decoded", stream: "_Stream | None") -> HostBatch:
+        """Fill the rows that are left from the stream, or cut them off."""
         bad: list[BadSample] = []
         for error in batch.bad:
             tried = [error]
-            used = self._add_next(stream, batch, tried) if self._on_bad == "next" else None
+            used = self._add_next(stream, batch, tried) if stream else None
             bad += [BadSample(each.key, used, str(each)) for each in tried]
         bg, fgbg, depth, mask = (tensor[: len(batch.keys)] for tensor in batch.tensors)
         return HostBatch(batch.keys, bg, fgbg, depth, mask, tuple(bad))

@@ -244,8 +244,8 @@ class _Events:
             return []
         different = f"{len(self._bad_keys):,}{' or more' if len(self._bad_keys) == _MAX_BAD_KEYS else ''}"
         return [
-            f"samples that could not be decoded: {self._bad:,} times, {different} different ones; in training another "
-            f"one of the batch stood in, an evaluation left them out. The first: {self._first_bad}"
+            f"samples that could not be decoded: {self._bad:,} times, {different} different ones, steps that were done "
+            f"again included; in training another one stood in, an evaluation left them out. First: {self._first_bad}"
         ]
 
     def take(self, line: Mapping[str, object]) -> bool:

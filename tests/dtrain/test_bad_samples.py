@@ -1,13 +1,19 @@
 """Samples that can't be decoded: named, replaced by one of the same global batch, or left out of an evaluation."""
 
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 
+from dtrain.config import Config
+from dtrain.data.dataset import open_dataset
 from dtrain.data.loader import BadSample, HostBatch, Loader, OnBadSample
 from dtrain.data.order import EpochOrder, cut, in_packing_order, rows_of_rank
+from dtrain.evaluator import Evaluator
+from dtrain.model import DepthMaskNet
 from shard_tools.errors import UserError
 from shard_tools.index import parse_index
 
@@ -148,3 +154,14 @@ def test_a_missing_shard_is_no_bad_sample(own_shards: Shards) -> None:
     (own_shards.folder / "train-000002.tar").unlink()
     with pytest.raises(UserError, match=r"train-000002\.tar: cannot be opened"):
         epoch(own_shards)
+
+
+def test_a_panel_without_a_good_sample_is_left_out(own_shards: Shards, make_config: Callable[..., Config]) -> None:
+    for sample in (0, 1):
+        spoil(own_shards.folder, 0, sample, split="test")
+    places = ("--data.manifest", str(own_shards.folder), "--data.on_bad_sample", "replace", "--data.threads", "0")
+    module = DepthMaskNet(0.0625)
+    for count, drawn in ((2, False), (3, True)):
+        config = make_config(*places, "--evaluate.panel_samples", str(count))
+        evaluator = Evaluator(config, open_dataset(config.data), Accelerator(cpu=True), "test")
+        assert (evaluator.panel(module, 32) is not None) == drawn

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from .conftest import SIDE, Shards, pack
 
 pytestmark = needs_nginx
 
+ENDED = "the cache is ended, and this was still wanted"
 LARGE = 3 * MAX_RANGE
 PART = re.compile(r"[0-9a-f]{64}\.([0-9]+)\.part")
 
@@ -82,6 +84,11 @@ def make_cache(tmp_path: Path) -> Iterator[MakeCache]:
 
 def content(cache: ShardCache, shard: Shard) -> bytes:
     with os.fdopen(cache.open(shard), "rb") as file:
+        return file.read()
+
+
+def borrowed(cache: ShardCache, shard: Shard) -> bytes:
+    with os.fdopen(cache.borrow(shard), "rb") as file:
         return file.read()
 
 
@@ -341,6 +348,7 @@ def test_a_killed_download_is_taken_up_where_it_was(own_shards: Shards, make_cac
         assert names(folder) == {partial.name}
     with nginx(own_shards.folder, tmp_path / "second") as server:
         cache = make_cache(server.url)
+        cache.begin(in_a_row([large]))
         assert hashlib.sha256(content(cache, large)).hexdigest() == large.sha256
         assert next(request.start for request in server.requests()) == there
         assert cache.stats.bytes_fetched == large.bytes - there + len(b"large")
@@ -390,6 +398,7 @@ def test_wrong_bytes_once(own: tuple[Nginx, Shards, Shard], make_cache: MakeCach
     server, shards, shard = own
     with SpoilingProxy(server.port, [Fault("flip", 5000)]) as proxy:
         cache = make_cache(proxy.url, connections=1)
+        cache.begin(in_a_row([shard]))
         assert content(cache, shard) == (shards.folder / shard.file).read_bytes()
         assert proxy.spoiled.is_set()
         assert cache.stats.retries == 1
@@ -408,9 +417,13 @@ def test_wrong_bytes_always(own: tuple[Nginx, Shards, Shard], make_cache: MakeCa
         f"{server.url}/{shard.file}: SHA-256 of what came is {found}, but the manifest says {shard.sha256}, twice; "
         "upload the shard again"
     )
-    with pytest.raises(UserError, match=re.escape(message)):
-        cache.open(shard)
+    cache.begin(in_a_row([shard]))
+    for _ in range(2):
+        with pytest.raises(UserError, match=re.escape(message)):
+            cache.open(shard)
     assert tars(server) == {shard.file: 2}
+    with pytest.raises(UserError, match=re.escape(message)):
+        cache.borrow(shard)
     assert names(tmp_path / "cache") == set()
 
 
@@ -421,6 +434,7 @@ def test_a_wrong_index(own: tuple[Nginx, Shards, Shard], make_cache: MakeCache) 
     message = f"{server.url}/{shard.index}: SHA-256 of what came is .*{shard.index_sha256}, twice"
     with pytest.raises(UserError, match=message):
         cache.index(shard)
+    cache.begin(in_a_row([shard]))
     with pytest.raises(UserError, match=message):
         cache.open(shard)
 
@@ -428,6 +442,7 @@ def test_a_wrong_index(own: tuple[Nginx, Shards, Shard], make_cache: MakeCache) 
 def test_an_index_comes_with_its_shard(own: tuple[Nginx, Shards, Shard], make_cache: MakeCache) -> None:
     server, shards, shard = own
     cache = make_cache(server.url)
+    cache.begin(in_a_row([shard]))
     os.close(cache.open(shard))
     expected = (shards.folder / shard.index).read_bytes()
     (shards.folder / shard.index).unlink()
@@ -439,10 +454,12 @@ def test_what_is_damaged_in_the_folder_is_fetched_again(
 ) -> None:
     server, shards, shard = own
     cache = make_cache(server.url)
+    cache.begin(in_a_row([shard]))
     os.close(cache.open(shard))
     cache.release(shard)
     (tmp_path / "cache" / f"{shard.index_sha256}.idx").write_bytes(b"torn")
     os.truncate(tmp_path / "cache" / f"{shard.sha256}.tar", 1000)
+    cache.begin(in_a_row([shard]))
     assert content(cache, shard) == (shards.folder / shard.file).read_bytes()
     assert f"1000 bytes instead of {shard.bytes}; removed" in caplog.text
     assert cache.index(shard) == (shards.folder / shard.index).read_bytes()
@@ -455,23 +472,25 @@ def test_a_partial_file_of_something_else(
     server, shards, shard = own
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / f"{shard.sha256}.{shard.bytes}.part").write_bytes(left)
-    assert content(make_cache(server.url), shard) == (shards.folder / shard.file).read_bytes()
+    assert borrowed(make_cache(server.url), shard) == (shards.folder / shard.file).read_bytes()
 
 
 def test_an_error_concerns_its_shard_alone(
     own: tuple[Nginx, Shards, Shard], make_cache: MakeCache, tmp_path: Path
 ) -> None:
-    """It is raised when that shard is opened, and what was mended meanwhile is there at the next try."""
+    """It is raised when that shard is opened, and what was mended meanwhile is there at the next start."""
     server, shards, gone = own
     others = shards.manifest.split("train").shards[1:]
     (shards.folder / gone.file).rename(tmp_path / "aside")
     cache = make_cache(server.url)
-    cache.begin(in_a_row([gone, *others]))
+    uses = in_a_row([gone, *others])
+    cache.begin(uses)
     for shard in others:
         assert content(cache, shard) == (shards.folder / shard.file).read_bytes()
     with pytest.raises(UserError, match=f"{gone.file}: is not there, but the manifest names it"):
         cache.open(gone)
     (tmp_path / "aside").rename(shards.folder / gone.file)
+    cache.begin(uses)
     assert content(cache, gone) == (shards.folder / gone.file).read_bytes()
 
 
@@ -496,17 +515,103 @@ def test_a_share_that_is_too_small(server: Nginx, files: list[Shard], make_cache
     assert not server.requests()
 
 
-def test_what_is_not_announced_goes_beyond_the_share(
+def test_only_what_is_announced_is_opened(server: Nginx, files: list[Shard], make_cache: MakeCache) -> None:
+    cache = make_cache(server.url)
+    cache.begin(in_a_row(files[:1]))
+    os.close(cache.open(files[0]))
+    cache.release(files[0])
+    for shard in files[:2]:
+        with pytest.raises(ValueError, match=f"{shard.file}: no use of it is announced, or all are over"):
+            cache.open(shard)
+
+
+def test_a_shard_is_borrowed_when_all_room_is_taken(
     server: Nginx, many: Shards, files: list[Shard], make_cache: MakeCache, tmp_path: Path
 ) -> None:
-    """All shares are taken, and yet a shard comes whose turn is not yet, and one that has none."""
-    sizes = [shard.bytes for shard in files]
-    cache = make_cache(server.url, max_bytes=max(sizes) * 4, processes=4)
-    cache.begin(in_a_row(files[:-1]))
-    for shard in (files[-1], files[-2], files[0]):
-        assert content(cache, shard) == (many.folder / shard.file).read_bytes()
+    """By several threads at once, and never beyond the bound."""
+    uses = in_a_row(files[:8], 2)
+    room = largest_window(uses)[1] + max(shard.bytes for shard in files)
+    cache = make_cache(server.url, max_bytes=room, spare=True)
+    with sampled(tmp_path / "cache") as sizes, ThreadPoolExecutor(4) as threads:
+        cache.begin(uses, borrowed=files)
+        wait_until(all_fetched(cache, 2))
+        for shard, data in zip(files, threads.map(lambda shard: borrowed(cache, shard), files), strict=True):
+            assert data == (many.folder / shard.file).read_bytes()
+        read_all(cache, uses, many.folder)
+    assert 0 < max(sizes) <= room
+    assert not open_shards()
+
+
+def test_a_borrowed_shard_is_still_there_for_its_use(
+    server: Nginx, many: Shards, files: list[Shard], make_cache: MakeCache
+) -> None:
+    """To borrow it is no use of it: it comes in its turn, and is released once."""
+    uses = in_a_row([*files[:8], *files[:2]])
+    cache = make_cache(server.url, max_bytes=3 * files[0].bytes, spare=True)
+    cache.begin(uses)
+    kept = [cache.borrow(shard) for shard in (files[7], files[0], files[7])]
+    read_all(cache, uses, many.folder)
+    for descriptor, shard in zip(kept, (files[7], files[0], files[7]), strict=True):
+        assert os.pread(descriptor, shard.bytes + 1, 0) == (many.folder / shard.file).read_bytes()
+        os.close(descriptor)
+    with pytest.raises(ValueError, match="all are over"):
+        cache.open(files[7])
+
+
+def test_processes_that_borrow_keep_to_their_shares(
+    server: Nginx, many: Shards, files: list[Shard], make_cache: MakeCache, tmp_path: Path
+) -> None:
+    parts = [in_a_row(files[:8], 2), in_a_row(files[7:], 2)]
+    share = max(largest_window(part)[1] for part in parts) + max(shard.bytes for shard in files)
+    caches = [make_cache(server.url, max_bytes=2 * share, processes=2, spare=True) for _ in parts]
+
+    def read(cache: ShardCache, uses: list[ShardUse]) -> None:
+        cache.begin(uses, borrowed=files)
+        for shard in reversed(files):
+            assert borrowed(cache, shard) == (many.folder / shard.file).read_bytes()
+        read_all(cache, uses, many.folder)
+
+    with sampled(tmp_path / "cache") as sizes, ThreadPoolExecutor(2) as threads:
+        list(threads.map(read, caches, parts))
+    assert max(sizes) <= 2 * share
+
+
+def test_room_to_borrow_counts(server: Nginx, files: list[Shard], make_cache: MakeCache) -> None:
+    uses = in_a_row(files, 3)
+    needed, spare = largest_window(uses)[1], max(shard.bytes for shard in files)
+    cache = make_cache(server.url, max_bytes=2 * (needed + spare) - 1, processes=2, spare=True)
+    message = f"and {spare:,} bytes are kept for one more .*; give at least {2 * (needed + spare):,} bytes"
+    with pytest.raises(UserError, match=message):
+        cache.begin(uses)
+
+
+def test_there_is_no_room_to_borrow(
+    server: Nginx, many: Shards, files: list[Shard], make_cache: MakeCache, tmp_path: Path
+) -> None:
+    """Without spared room: what is in the folder can be had, and else it is said."""
+    cache = make_cache(server.url, max_bytes=2 * files[0].bytes, patience_seconds=0.5)
+    cache.begin(in_a_row(files, 2))
+    wait_until(all_fetched(cache, 2))
+    assert borrowed(cache, files[1]) == (many.folder / files[1].file).read_bytes()
     with pytest.raises(UserError, match=r"no room for its .* bytes in .* data\.cache_size"):
-        make_cache(server.url, tmp_path / "other", max_bytes=min(sizes) // 2).open(files[0])
+        cache.borrow(files[5])
+    with pytest.raises(UserError, match=r"no room for its .* bytes in .* data\.cache_size"):
+        make_cache(server.url, tmp_path / "other", max_bytes=files[0].bytes // 2).borrow(files[0])
+
+
+def test_indexes_are_fetched_once(own_shards: Shards, make_cache: MakeCache, tmp_path: Path) -> None:
+    """Though what was fetched ahead has taken all of a cache of hardly more than what is in use."""
+    shards = [large_shard(own_shards.folder, 20_000, f"shard {number}") for number in range(12)]
+    uses = in_a_row(shards, 2)
+    with nginx(own_shards.folder, tmp_path / "nginx") as server:
+        for tenths in (21, 25, 30, 45, 60):
+            folder = tmp_path / f"cache-{tenths}"
+            cache = make_cache(server.url, folder, max_bytes=tenths * 2_000)
+            before = len(server.requests())
+            cache.begin(uses)
+            time.sleep(0.2)  # so that as much as can be is fetched ahead
+            read_all(cache, uses, own_shards.folder)
+            assert len(server.requests()) - before == 2 * len(shards)
 
 
 def test_nobody_drops_what_is_pinned(server: Nginx, files: list[Shard], make_cache: MakeCache, tmp_path: Path) -> None:
@@ -514,14 +619,18 @@ def test_nobody_drops_what_is_pinned(server: Nginx, files: list[Shard], make_cac
     first, other = files[:2]
     room = max(first.bytes, other.bytes)
     pinning = make_cache(server.url, max_bytes=room)
+    pinning.begin(in_a_row([first]))
     descriptor = pinning.open(first)
     hungry = make_cache(server.url, max_bytes=room, patience_seconds=0.5)
     for _ in range(2):
+        hungry.begin(in_a_row([other]))
         with pytest.raises(UserError, match=rf"{other.file}: no room for its .* {first.bytes:,} are in use"):
             hungry.open(other)
+        hungry.end()
         assert (tmp_path / "cache" / f"{first.sha256}.tar").exists()
         pinning.release(first)
     os.close(descriptor)
+    hungry.begin(in_a_row([other]))
     os.close(hungry.open(other))
     assert not (tmp_path / "cache" / f"{first.sha256}.tar").exists()
 
@@ -551,9 +660,9 @@ def test_what_is_needed_last_is_dropped_first(
     soon, late, never, new = files[:4]
     max_bytes = room * max(shard.bytes for shard in files) + 2000  # room for shards, and for indexes
     before = make_cache(server.url, max_bytes=max_bytes, connections=1)
-    for shard in (soon, late, never)[:room]:
-        os.close(before.open(shard))
-        before.release(shard)
+    uses = in_a_row((soon, late, never)[:room])
+    before.begin(uses)
+    read_all(before, uses, server.folder)
     before.close()
     cache = make_cache(server.url, max_bytes=max_bytes, connections=1)
     cache.begin([ShardUse(new, 0, 0), ShardUse(soon, 1, 1), ShardUse(late, 2, 2)])
@@ -573,9 +682,47 @@ def test_close_ends_the_threads(server: Nginx, files: list[Shard], make_cache: M
 def test_an_open_that_waits_ends_with_the_cache(server: Nginx, files: list[Shard], make_cache: MakeCache) -> None:
     with SpoilingProxy(server.port, always=Fault("hang")) as proxy:
         cache = make_cache(proxy.url)
+        cache.begin(in_a_row(files))
         threading.Timer(0.3, cache.close).start()
-        with pytest.raises(RuntimeError, match="the cache was ended while this was waited for"):
+        with pytest.raises(RuntimeError, match=f"{files[0].file}: {ENDED}"):
             cache.open(files[0])
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_everybody_who_waits_ends_with_the_cache(
+    server: Nginx, files: list[Shard], make_cache: MakeCache, silent: bool
+) -> None:
+    """For a server that says nothing, and in the pauses for one that is down; a request alone may take 1000 s."""
+    with SpoilingProxy(server.port, always=Fault("hang")) as proxy:
+        cache = make_cache(proxy.url if silent else "http://127.0.0.1:1", patience_seconds=10_000.0)
+        cache.begin(in_a_row(files[:2]))
+        calls = [(cache.open, 1), (cache.borrow, 0), (cache.borrow, 4), (cache.borrow, 5), (cache.index, 6)]
+        with ThreadPoolExecutor(len(calls)) as threads:
+            waiting = [threads.submit(call, files[number]) for call, number in calls]  # type: ignore[arg-type]
+            wait_until(lambda: proxy.connections >= 4 if silent else cache.stats.retries >= 4)
+            cache.end()
+            for future in waiting:
+                with pytest.raises(RuntimeError, match=ENDED):
+                    future.result(timeout=30)
+
+
+def test_nothing_is_fetched_after_the_end(
+    server: Nginx, many: Shards, files: list[Shard], make_cache: MakeCache
+) -> None:
+    cache = make_cache(server.url)
+    cache.begin(in_a_row(files[:2]))
+    wait_until(all_fetched(cache, 2))
+    cache.end()
+    requests = len(server.requests())
+    for shard in (files[0], files[5]):
+        for call in (cache.open, cache.borrow, cache.index):
+            with pytest.raises(RuntimeError, match=ENDED):
+                call(shard)
+    cache.release(files[0])
+    assert len(server.requests()) == requests
+    assert not open_shards()
+    cache.begin(in_a_row(files[:2]))
+    assert borrowed(cache, files[5]) == (many.folder / files[5].file).read_bytes()
 
 
 def test_a_hanging_library_does_not_hang_the_reader(files: list[Shard], make_cache: MakeCache) -> None:
@@ -591,9 +738,11 @@ def test_a_hanging_library_does_not_hang_the_reader(files: list[Shard], make_cac
 
     fsspec.register_implementation("hanging", Hanging, clobber=True)
     cache = make_cache("hanging://bucket", patience_seconds=0.5)
+    cache.begin(in_a_row(files))
     try:
-        with pytest.raises(UserError, match=r"hanging://bucket/.*: nothing came in 1 s, and no request has failed"):
-            cache.open(files[0])
+        for call in (cache.open, cache.index, cache.borrow):
+            with pytest.raises(UserError, match=r"hanging://bucket/.*: nothing came in 1 s, and no request has failed"):
+                call(files[0])
     finally:
         release.set()
 
@@ -602,13 +751,15 @@ def test_a_folder_that_is_emptied_meanwhile(
     server: Nginx, many: Shards, files: list[Shard], make_cache: MakeCache, tmp_path: Path
 ) -> None:
     cache = make_cache(server.url)
+    cache.begin(in_a_row(files[:1]))
     descriptor = cache.open(files[0])
     for path in (tmp_path / "cache").iterdir():
         path.unlink()
     (tmp_path / "cache").rmdir()
     assert os.pread(descriptor, 10**6, 0) == (many.folder / files[0].file).read_bytes()
     os.close(descriptor)
-    assert content(cache, files[1]) == (many.folder / files[1].file).read_bytes()
+    for shard in files[:2]:
+        assert borrowed(cache, shard) == (many.folder / shard.file).read_bytes()
 
 
 def test_a_folder_that_cannot_be_used(make_cache: MakeCache, tmp_path: Path) -> None:
@@ -626,8 +777,8 @@ def test_a_lock_that_is_never_let_go(
     with (tmp_path / "cache" / "lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UserError, match=rf"{tmp_path}/cache/lock: another process has held this lock for 0\.3 s"):
-            cache.open(files[0])
-    os.close(cache.open(files[0]))
+            cache.borrow(files[0])
+    os.close(cache.borrow(files[0]))
 
 
 @pytest.fixture
@@ -650,16 +801,14 @@ def test_a_full_disk(own_shards: Shards, make_cache: MakeCache, tmp_path: Path, 
     with nginx(own_shards.folder, tmp_path / "nginx") as server:
         cache = make_cache(server.url, small_disk / "cache")
         for shard in (one, two, three):
-            assert content(cache, shard) == (own_shards.folder / shard.file).read_bytes()
-            cache.release(shard)
-        kept = [cache.open(two), cache.open(three)]
+            assert borrowed(cache, shard) == (own_shards.folder / shard.file).read_bytes()
+        cache.begin(in_a_row([two, three], 2))
+        wait_until(all_fetched(cache, 5))
         with pytest.raises(UserError) as stopped:
-            cache.open(one)
+            cache.borrow(one)
         for part in (f"{small_disk}/cache: the disk", "bytes free", "data.cache_size", "data.cache_dir"):
             assert part in str(stopped.value)
-        for descriptor in kept:
-            os.close(descriptor)
-        cache.end()
+        cache.begin(in_a_row([one]))
         assert content(cache, one) == (own_shards.folder / one.file).read_bytes()
 
 

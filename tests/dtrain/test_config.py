@@ -127,6 +127,7 @@ def test_an_impossible_value_is_named_with_its_key(load: Load, key: str, value: 
         (BASE.replace("runs/a", "''"), "run: expected the path of a folder, got ''"),
         (BASE.replace("run: runs/a\n", ""), "run: is missing"),
         (BASE.replace("  manifest: shards\n", "  threads: 1\n"), "data.manifest: is missing"),
+        (BASE.replace("manifest: shards", "manifest: ''"), "data.manifest: is missing"),
         ("run: a\ndata: {manifest: b}\nstages: []\n", "stages: expected one stage or more, got []"),
         ("run: a\ndata: {manifest: b}\nstages: {size: 8}\n", "stages: expected a list, got {'size': 8}"),
         ("run: a\ndata: {manifest: b}\nstages: [7]\n", "stages.0: expected a section with keys of its own, got 7"),
@@ -255,6 +256,26 @@ def test_overrides_that_cannot_be_applied(load: Load, overrides: list[str], expe
     assert expected in message(load, *overrides)
 
 
+STREAM = """run: runs/a
+data:
+  loader: webdataset
+  stream: {train: "train-{0..3}.tar.gz", test: test.tar.gz, train_samples: 9, test_samples: 5}
+stages:
+  - {size: 32, batch: 4}
+"""
+
+
+def test_a_stream_needs_no_manifest_and_reads_back_equal(load: Load) -> None:
+    config = load(text=STREAM)
+    assert load(text=config.to_yaml()) == config
+    assert "data.stream: is missing" in message(load, "--data.stream", "null", text=STREAM)
+
+
+@pytest.mark.parametrize(("key", "hint"), [("shufle", "did you mean 'shuffle'?"), ("zzz", "known keys: train, test,")])
+def test_an_unknown_key_of_the_stream_gets_the_keys_of_the_stream(load: Load, key: str, hint: str) -> None:
+    assert f"data.stream.{key}: unknown key; {hint}" in message(load, f"--data.stream.{key}=1", text=STREAM)
+
+
 def test_the_resolved_configuration_reads_back_equal(load: Load, tmp_path: Path) -> None:
     config = load(
         *("--run", "2026", "--optimizer.learning_rate", "1e-7", "--precision=bf16", "--loss.scale=0.1"),
@@ -270,6 +291,7 @@ IDENTITY = {
     *(f"data.{key}" for key in ("train_split", "test_split", "decode", "max_lanes", "loader", "stream")),
     *("order", "model.width", "loss.scale", "precision", "seed"),
     *(f"stages.{n}.{key}" for n in (0, 1) for key in ("size", "batch", "epochs", "samples", "learning_rate")),
+    *("stages.0.seed_offset", "stages.1.seed_offset"),
     *(f"optimizer.{key}" for key in ("name", "learning_rate", "weight_decay", "momentum")),
     *("schedule.name", "schedule.warmup_samples"),
     *(f"augment.{key}" for key in ("brightness", "contrast", "saturation", "hue", "flip", "crop")),
@@ -292,6 +314,17 @@ def test_the_identity_is_what_decides_the_weights(load: Load) -> None:
 def test_what_changes_speed_alone_leaves_the_identity(load: Load, override: str) -> None:
     assert load(override) != load()
     assert load(override).identity() == load().identity()
+
+
+def test_where_a_stream_lies_and_what_is_evaluated_of_it_leaves_the_identity(load: Load) -> None:
+    moved = ("--data.stream.train=http://b/train.tar", "--data.stream.test=b.tar", "--data.stream.test_samples=6")
+    assert load(*moved, text=STREAM).identity() == load(text=STREAM).identity()
+
+
+@pytest.mark.parametrize("key", ["train_samples", "shuffle", "bg", "fgbg", "depth", "mask"])
+def test_what_is_drawn_from_a_stream_is_in_the_identity(load: Load, key: str) -> None:
+    then, now = load(text=STREAM).identity(), load(f"--data.stream.{key}=77", text=STREAM).identity()
+    assert describe_differences(then, now) == [f"data.stream.{key}: {then[f'data.stream.{key}']} → 77"]
 
 
 def test_differences_are_said_as_then_and_now(load: Load) -> None:

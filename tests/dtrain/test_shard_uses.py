@@ -54,9 +54,8 @@ def test_a_share_of_the_largest_window_is_enough(uses: list[ShardUse]) -> None:
     def let_in() -> None:
         while admission.let_in_next() is not None:
             pass
-        held = [held for held in admission.held.values() if held.in_share]
-        assert sum(one.shard.bytes for one in held) <= share
-        assert len(held) <= shards
+        assert sum(held.shard.bytes for held in admission.held.values()) <= share
+        assert len(admission.held) <= shards
 
     for batch in range(30):
         for use in sorted(uses, key=lambda use: use.last):
@@ -66,23 +65,6 @@ def test_a_share_of_the_largest_window_is_enough(uses: list[ShardUse]) -> None:
         let_in()
         assert admission.held.keys() >= alive(uses, batch).keys()
     assert not admission.held
-
-
-@given(use_lists(), st.data())
-def test_a_reader_in_any_order_is_not_stuck_either(uses: list[ShardUse], data: st.DataObject) -> None:
-    """Whatever is wanted before its turn is let in beyond the share, and each use is let in once."""
-    shards, share = largest_window(uses)
-    admission = Admission(uses, share, shards)
-    for use in data.draw(st.permutations(uses)):
-        admission.let_in_next()
-        if use.shard.sha256 not in admission.held:
-            admission.let_in_now(use.shard)
-        assert use.shard.sha256 in admission.held
-        admission.release(use.shard)
-    while admission.let_in_next() is not None:
-        pass
-    assert not admission.held
-    assert all(admission.next_need(use.shard.sha256) == float("inf") for use in uses)
 
 
 def test_the_share_is_kept() -> None:
@@ -98,15 +80,19 @@ def test_the_share_is_kept() -> None:
     assert let_in.shard is two
 
 
-def test_what_was_not_announced_takes_nothing_of_the_share() -> None:
-    one, two = shard(1, 10), shard(2, 10)
-    admission = Admission([ShardUse(one, 0, 1)], 10, 1)
-    assert not admission.let_in_now(two).in_share
-    let_in = admission.let_in_next()
-    assert let_in is not None
-    assert let_in.shard is one
-    assert admission.release(two) is not None
-    assert admission.release(two) is None
+def test_what_is_expected() -> None:
+    """From the announcement until the last use is released."""
+    one, two, three = shard(1, 10), shard(2, 10), shard(3, 10)
+    admission = Admission([ShardUse(one, 0, 1), ShardUse(two, 2, 3), ShardUse(one, 4, 5)], 10, 1)
+    for used in (one, two, one):
+        assert admission.expects(used)
+        assert not admission.expects(three)
+        admission.let_in_next()
+        assert admission.expects(used)
+        assert admission.release(used) is not None
+        assert admission.release(used) is None
+    assert not admission.expects(one)
+    assert not admission.expects(two)
 
 
 def test_how_soon_a_shard_is_needed() -> None:
@@ -114,5 +100,8 @@ def test_how_soon_a_shard_is_needed() -> None:
     admission = Admission([ShardUse(one, 0, 1), ShardUse(two, 4, 5), ShardUse(one, 8, 9)], 10, 1)
     assert admission.next_need(one.sha256) < admission.next_need(two.sha256) < admission.next_need("0" * 64)
     admission.let_in_next()
+    assert admission.next_need(one.sha256) < admission.next_need(two.sha256)
+    assert admission.next_need(one.index_sha256) == admission.next_need(one.sha256)
+    admission.release(one)
     assert admission.next_need(two.sha256) < admission.next_need(one.sha256) < admission.next_need("0" * 64)
     assert admission.next_need(one.index_sha256) == admission.next_need(one.sha256)

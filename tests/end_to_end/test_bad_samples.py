@@ -9,7 +9,8 @@ import pytest
 
 from shard_tools.index import parse_index
 
-from .conftest import BIN, EPOCHS, TEST_SAMPLES, TOTAL_STEPS, Run
+from ..servers import free_port
+from .conftest import BIN, EPOCHS, ROOT, TEST_SAMPLES, TOTAL_STEPS, Launched, Run
 
 REPLACE = ("--data.on_bad_sample", "replace")
 
@@ -74,21 +75,68 @@ def test_too_many_stop_the_run_on_every_process(spoiled: tuple[Run, list[str]]) 
     assert state(run)["bad_samples"] == 2 * EPOCHS
 
 
+@pytest.mark.parametrize("save_every", [1, 1000])
 def test_a_failure_of_one_process_ends_all_and_leaves_nothing_wrong_behind(
-    spoiled: tuple[Run, list[str]], undisturbed: Run
+    spoiled: tuple[Run, list[str]], undisturbed: Run, save_every: int
 ) -> None:
     """The step that one process could not take part in is in no checkpoint and in no log."""
     run, _ = spoiled
-    launched = run.launch("--checkpoint.every_steps", "1")
+    launched = run.launch("--checkpoint.every_steps", str(save_every))
     assert launched.finish() != 0
     assert launched.output.count("depth can't be decoded") == 1, launched.output
     assert "Traceback" not in launched.output.split("depth can't be decoded")[0]
     failed_at = run.events("failed")[0]["global_step"]
     logged = [line for line in run.lines("metrics.jsonl") if line["kind"] == "train"]
     good = [line for line in undisturbed.lines("metrics.jsonl") if line["kind"] == "train"]
-    assert 0 < len(logged) < failed_at
+    assert len(logged) == failed_at - (1 if save_every == 1 else 2)
     assert logged == good[: len(logged)]
-    assert run.checkpoints()[-1] == f"step-{len(logged):08d}"
+    if save_every == 1:
+        assert run.checkpoints()[-1] == f"step-{len(logged):08d}"
+        run.launch(*REPLACE).succeed()
+        assert run.status()["state"] == "done"
 
-    run.launch(*REPLACE).succeed()
-    assert run.status()["state"] == "done"
+
+def test_after_an_evaluation_that_failed_nothing_is_lost(run: Run, undisturbed: Run, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run.shards, tmp_path / "copy"))
+    shard = copy / "test-000001.tar"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    launched = run.launch("--data.manifest", str(copy))
+    assert launched.finish() != 0
+    assert launched.output.count("test-000001.tar: ") == 1, launched.output
+    shard.write_bytes(whole)
+    again = run.launch("--data.manifest", str(copy)).succeed()
+    assert "resumes from step-00000020" in again.output
+    assert run.final() == undisturbed.final()
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [("nowhere", "process 1: nowhere/shards.json: no such file"), ("other", "does not list the same samples")],
+)
+def test_what_only_one_machine_meets_at_the_start_is_said(
+    run: Run, shards: Path, tmp_path: Path, manifest: str, message: str
+) -> None:
+    """Two launchers, as on two machines, of which the second sees no data or another data set."""
+    if manifest == "other":
+        other = Path(shutil.copytree(shards, tmp_path / "other"))
+        content = json.loads((other / "shards.json").read_text())
+        content["splits"]["train"]["shards"].reverse()
+        (other / "shards.json").write_text(json.dumps(content))
+        manifest = str(other)
+    run.launch("--help").finish()  # writes the configuration
+    port = free_port()
+    launched = []
+    for node, place in enumerate((str(shards), manifest)):
+        log = tmp_path / f"node-{node}.log"
+        command = [
+            *(str(BIN / "torchrun"), "--nnodes=2", f"--node-rank={node}", "--nproc-per-node=1"),
+            *("--master-addr=127.0.0.1", f"--master-port={port}", "-m", "--", "dtrain", "train"),
+            *(str(run.folder.with_suffix(".yaml")), "--data.manifest", place),
+        ]
+        with log.open("wb") as file:
+            launched.append(Launched(subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT), log))
+    for node in launched:
+        assert node.finish() != 0
+    output = "".join(node.output for node in launched)
+    assert output.count(message) == 1, output

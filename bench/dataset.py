@@ -40,8 +40,8 @@ class Workload:
 
     @cached_property
     def many_shards(self) -> Path:
-        """400 shards of 50 tuples of 256×256, all to train, 0.9 GB: each picture comes several times."""
-        return self._repeated(256, tuples=400 if self.quick else 20_000, shard_size=10 if self.quick else 50)
+        """100 shards of 200 tuples of 256×256, all to train, 0.9 GB: each picture comes several times."""
+        return self._repeated(256, tuples=400 if self.quick else 20_000, shard_size=10 if self.quick else 200)
 
     @cached_property
     def big_shards(self) -> Path:

@@ -136,7 +136,7 @@ def test_what_only_one_machine_meets_at_the_start_is_said(
         ]
         with log.open("wb") as file:
             launched.append(Launched(subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT), log))
-    for node in launched:
-        assert node.finish() != 0
-    output = "".join(node.output for node in launched)
+    for started in launched:
+        assert started.finish() != 0
+    output = "".join(started.output for started in launched)
     assert output.count(message) == 1, output

@@ -3,7 +3,9 @@
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import repeat, takewhile
 from typing import Literal
 
 import numpy as np
@@ -59,6 +61,37 @@ def decode_exactly(data: Encoded, slot: Pixels) -> None:
 
 
 DECODERS: dict[Decode, Decoder] = {"fast": decode_into, "exact": decode_exactly}
+
+
+def decode_batch(decode: Decoder, images: Sequence[Encoded], slots: Pixels) -> dict[int, ValueError]:
+    """Decode images into as many slots, (n, H, W, C); what is wrong with which, by row."""
+    wrong: dict[int, ValueError] = {}
+    begun = 0
+    while begun < len(images):
+        if decode is decode_into:
+            begun += _decode_run(images[begun:], slots[begun:])
+        if begun < len(images):
+            try:
+                decode(images[begun], slots[begun])
+            except ValueError as error:
+                wrong[begun] = error
+            begun += 1
+    return wrong
+
+
+def _decode_run(images: Sequence[Encoded], slots: Pixels) -> int:
+    """Decode the first images that are JPEGs of the slots' size, and return how many that were.
+
+    All calls come from a loop in C, so that between two of them the interpreter's lock, for which other threads wait,
+    is held as briefly as can be.
+    """
+    _, height, width, channels = slots.shape
+    fixed = map(repeat, (_COLORSPACES[channels], False, False, height, width, 1.0))
+    decoded: list[Pixels] = []
+    with suppress(ValueError):  # the first that is none
+        decoded.extend(map(simplejpeg.decode_jpeg, images, *fixed, slots))
+    fitting = takewhile(lambda pixels: pixels.shape == slots.shape[1:], decoded)
+    return sum(1 for _ in fitting)
 
 
 def _decode_resized(data: Encoded, slot: Pixels) -> None:

@@ -14,15 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dtrain.data.buffers import BatchBuffers
-from dtrain.data.decode import DECODERS, BackgroundCache, Decode, Encoded, Pixels, decoded_size
-from dtrain.data.order import Reading, SampleRefs
-from dtrain.data.reader import ShardFiles, ShardReader
+from dtrain.data.decode import DECODERS, BackgroundCache, Decode, Encoded, Pixels, decode_batch, decoded_size
+from dtrain.data.order import Indices, Reading, SampleRefs
+from dtrain.data.reader import Arena, ShardFiles, ShardReader
 from shard_tools.errors import UserError
 from shard_tools.layouts import BACKGROUND, COMPONENTS
 from shard_tools.manifest import Manifest
 
 CHANNELS = (3, 3, 1, 1)
 GIVE_UP_SECONDS = 0.5
+READ_AHEAD = 64
+"""Samples whose bytes a thread reads before it decodes them."""
 
 OnBadSample = Literal["raise", "replace"]
 Others = Callable[[int, int], Iterator[tuple[int, int]]]
@@ -98,6 +100,7 @@ class Loader:
         self._replace = on_bad_sample == "replace"
         self._ahead = threads + 1
         self._buffers = BatchBuffers(self._ahead + 1, pin_memory=pin_memory)
+        self._own = threading.local()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads else None
 
     def batches(self, reading: Reading, give_up: Callable[[], bool] = lambda: False) -> Generator[HostBatch]:
@@ -136,37 +139,55 @@ class Loader:
 
     def _load(self, number: int, refs: SampleRefs, others: Others | None, ended: threading.Event) -> HostBatch:
         tensors = self._buffers.take([(len(refs), *self._slot, channels) for channels in CHANNELS])
-        slots = list(zip(*(tensor.numpy() for tensor in tensors), strict=True))
+        arrays = [tensor.numpy() for tensor in tensors]
         keys: list[str] = []
-        bad: list[BadSample] = []
-        for row, place in enumerate(zip(refs.shard.tolist(), refs.sample.tolist(), strict=True)):
+        wrong: dict[int, ValueError] = {}
+        for start in range(0, len(refs), READ_AHEAD):
             if ended.is_set():
                 raise GaveUpError
-            try:
-                keys.append(self._load_sample(*place, slots[len(keys)]))
-            except BadSampleError as error:
-                if not self._replace:
-                    raise
-                used = self._load_first(others(number, row), slots[len(keys)]) if others else None
-                keys += [used] if used is not None else []
-                bad.append(BadSample(error.key, used, str(error)))
-        bg, fgbg, depth, mask = (tensor[: len(keys)] for tensor in tensors)
+            rows = slice(start, start + READ_AHEAD)
+            read, found = self._load_rows(refs.shard[rows], refs.sample[rows], [array[rows] for array in arrays])
+            keys += read
+            wrong |= {start + row: error for row, error in found.items()}
+        bad = []
+        for row, error in sorted(wrong.items()):
+            reason = BadSampleError(self.reader.shard_path(int(refs.shard[row])), keys[row], error)
+            if not self._replace:
+                raise reason from error
+            used = self._load_first(others(number, row), [array[row] for array in arrays]) if others else None
+            bad.append(BadSample(keys[row], used, str(reason)))
+            keys[row] = keys[row] if used is None else used
+        if bad and others is None:
+            kept = [row for row in range(len(refs)) if row not in wrong]
+            keys, tensors = [keys[row] for row in kept], [tensor[kept] for tensor in tensors]
+        bg, fgbg, depth, mask = tensors
         return HostBatch(keys, bg, fgbg, depth, mask, tuple(bad))
 
-    def _load_sample(self, shard: int, sample: int, slots: Sequence[Pixels]) -> str:
-        """Decode the components of a sample into the slots; its key."""
-        key, parts = self.reader.view(shard, sample)
-        try:
-            self._decoder.decode(parts, slots)
-        except ValueError as error:
-            raise BadSampleError(self.reader.shard_path(shard), key, error) from error
-        return key
+    def _load_rows(
+        self, shards: Indices, samples: Indices, slots: Sequence[Pixels]
+    ) -> tuple[list[str], dict[int, ValueError]]:
+        """Read samples, and decode the components of all into the slots; their keys, and what is wrong by row."""
+        arena = self._arena
+        read = [self.reader.view(*place, arena) for place in zip(shards.tolist(), samples.tolist(), strict=True)]
+        wrong = self._decoder.decode_rows([parts for _, parts in read], slots)
+        arena.clear()
+        return [key for key, _ in read], wrong
+
+    @property
+    def _arena(self) -> Arena:
+        """This thread's memory for what it reads."""
+        if not hasattr(self._own, "arena"):
+            self._own.arena = Arena()
+        arena: Arena = self._own.arena
+        return arena
 
     def _load_first(self, places: Iterator[tuple[int, int]], slots: Sequence[Pixels]) -> str:
         """Decode the first of these samples that can be; its key."""
         for place in places:
-            with suppress(BadSampleError):
-                return self._load_sample(*place, slots)
+            key, parts = self.reader.view(*place, Arena())
+            with suppress(ValueError):
+                self._decoder.decode(parts, slots)
+                return key
         raise UserError("no sample of a whole global batch can be decoded; build the shards again from whole files")
 
 
@@ -216,6 +237,15 @@ class SampleDecoder:
                 decode(data, slot)
             except ValueError as error:
                 raise ValueError(f"{component} can't be decoded: {error}") from error
+
+    def decode_rows(self, rows: Sequence[Sequence[Encoded]], slots: Sequence[Pixels]) -> dict[int, ValueError]:
+        """As `decode` for several samples, component by component; what is wrong, by row."""
+        wrong: dict[int, ValueError] = {}
+        for component, images, each in zip(COMPONENTS, zip(*rows, strict=True), slots, strict=True):
+            decode = self._backgrounds.decode_into if component == BACKGROUND else self._decode
+            for row, error in decode_batch(decode, images, each).items():
+                wrong.setdefault(row, ValueError(f"{component} can't be decoded: {error}"))
+        return wrong
 
 
 class BadSampleError(UserError):

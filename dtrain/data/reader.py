@@ -103,7 +103,6 @@ class ShardReader:
         self._lock = threading.Lock()
         self._spans: list[Span] = []
         self._announced: frozenset[str] = frozenset()
-        self._buffers = threading.local()
 
     @property
     def shard_lengths(self) -> list[int]:
@@ -138,15 +137,15 @@ class ShardReader:
 
         Raises UserError that names the shard when it is missing, cut short, or not the one of the manifest.
         """
-        key, parts = self.view(shard, sample)
+        key, parts = self.view(shard, sample, Arena())
         return key, [bytes(part) for part in parts]
 
-    def view(self, shard: int, sample: int) -> tuple[str, Parts]:
-        """As `read`, without a copy of the bytes: they are good until this thread's next call."""
-        key, parts = self._read(self._shards[shard], self._members, sample, self._buffer("sample"))
+    def view(self, shard: int, sample: int, arena: "Arena") -> tuple[str, Parts]:
+        """As `read`, with the bytes in `arena`: they are good until that is cleared."""
+        key, parts = self._read(self._shards[shard], self._members, sample, arena)
         if self._background_shards and BACKGROUND in self._names:
             column = self._names.index(BACKGROUND)
-            parts[column] = self._background(parts[column], f"{self.shard_path(shard)}: sample {key!r}")
+            parts[column] = self._background(parts[column], f"{self.shard_path(shard)}: sample {key!r}", arena)
         return key, parts
 
     def shard_path(self, shard: int) -> str:
@@ -180,26 +179,18 @@ class ShardReader:
     def _background_extension(self) -> str:
         return self._extensions[self._names.index(BACKGROUND)]
 
-    def _background(self, metadata: memoryview, sample: str) -> memoryview:
+    def _background(self, metadata: memoryview, sample: str, arena: "Arena") -> memoryview:
         try:
             shard, number = self._background_places[json.loads(bytes(metadata))["bg"]]
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{sample}: names no background that the manifest's shards hold; {WAY_OUT}") from None
-        return self._read(shard, [self._background_extension], number, self._buffer("background"))[1][0]
+        return self._read(shard, [self._background_extension], number, arena)[1][0]
 
-    def _buffer(self, name: str) -> "_Buffer":
-        """This thread's memory for what it reads."""
-        buffer: _Buffer | None = getattr(self._buffers, name, None)
-        if buffer is None:
-            buffer = _Buffer()
-            setattr(self._buffers, name, buffer)
-        return buffer
-
-    def _read(self, shard: Shard, extensions: Sequence[str], sample: int, buffer: "_Buffer") -> tuple[str, Parts]:
+    def _read(self, shard: Shard, extensions: Sequence[str], sample: int, arena: "Arena") -> tuple[str, Parts]:
         if not self._announced or shard.file in self._announced:
-            return self._opened(shard, extensions).read(sample, buffer)
+            return self._opened(shard, extensions).read(sample, arena)
         try:
-            return _OpenShard(self._files, shard, extensions).read(sample, buffer)
+            return _OpenShard(self._files, shard, extensions).read(sample, arena)
         finally:
             self._files.release(shard)
 
@@ -214,16 +205,24 @@ class ShardReader:
         return opened
 
 
-class _Buffer:
-    """Memory that is used again and again; grows to the largest piece that was asked for."""
+class Arena:
+    """Memory for the bytes of a few samples, used again once it is cleared. For one thread."""
 
     def __init__(self) -> None:
-        self._memory = memoryview(b"")
+        self._block = memoryview(b"")
+        self._used = 0
 
     def take(self, length: int) -> memoryview:
-        if len(self._memory) < length:
-            self._memory = memoryview(bytearray(length + length // 4))
-        return self._memory[:length]
+        """So many bytes, with any content."""
+        if self._used + length > len(self._block):
+            # Views of the old block keep it; once it is cleared, the new one is large enough for all.
+            self._block, self._used = memoryview(bytearray(2 * len(self._block) + length)), 0
+        self._used += length
+        return self._block[self._used - length : self._used]
+
+    def clear(self) -> None:
+        """Let the memory of all that was taken be used again."""
+        self._used = 0
 
 
 class _OpenShard:
@@ -244,9 +243,9 @@ class _OpenShard:
         if hasattr(self, "_descriptor"):
             os.close(self._descriptor)
 
-    def read(self, sample: int, buffer: _Buffer) -> tuple[str, Parts]:
+    def read(self, sample: int, arena: Arena) -> tuple[str, Parts]:
         start, length = self._reads[sample].tolist()
-        view = buffer.take(length)
+        view = arena.take(length)
         try:
             arrived = os.preadv(self._descriptor, (view,), start)
         except OSError as error:

@@ -22,7 +22,7 @@ from shard_tools.errors import UserError
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]+)(?:://|:/|::.*?://)")
 _USER_INFO = re.compile(r"//[^/@]+@")
 _REFUSED_SCHEMES = {"pipe", "shell", "cmd"}
-_EXTRAS = {"s3": "s3", "s3a": "s3"}
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
 
 class Storage(Protocol):

@@ -32,7 +32,7 @@ MAX_AHEAD = 128
 CLOSE_SECONDS = 2.0
 
 INDEX_SHARE = 50
-"""Such a part of the share is left to indexes, beyond what is in use: those of small images are about 1 % of a shard."""
+"""Such a part of the share is left to indexes, beyond what is in use: they are about 1 % of shards of small images."""
 
 Result = TypeVar("Result")
 

@@ -92,18 +92,18 @@ def borrowed(cache: ShardCache, shard: Shard) -> bytes:
         return file.read()
 
 
-def large_shard(folder: Path, size: int = LARGE, name: str = "large") -> Shard:
+def large_shard(folder: Path, size: int = LARGE, name: str = "large", index: bytes = b"large") -> Shard:
     """A shard that comes in several ranges; what is in it is no matter for the cache."""
     data = random.Random(name).randbytes(size)
     (folder / f"{name}.tar").write_bytes(data)
-    (folder / f"{name}.idx").write_bytes(name.encode())
+    (folder / f"{name}.idx").write_bytes(index)
     return Shard(
         file=f"{name}.tar",
         samples=1,
         bytes=size,
         sha256=hashlib.sha256(data).hexdigest(),
         index=f"{name}.idx",
-        index_sha256=hashlib.sha256(name.encode()).hexdigest(),
+        index_sha256=hashlib.sha256(index).hexdigest(),
     )
 
 
@@ -601,7 +601,7 @@ def test_there_is_no_room_to_borrow(
 
 def test_indexes_are_fetched_once(own_shards: Shards, make_cache: MakeCache, tmp_path: Path) -> None:
     """Though what was fetched ahead has taken all of a cache of hardly more than what is in use."""
-    shards = [large_shard(own_shards.folder, 20_000, f"shard {number}") for number in range(12)]
+    shards = [large_shard(own_shards.folder, 20_000, f"{number}", random.randbytes(200)) for number in range(12)]
     uses = in_a_row(shards, 2)
     with nginx(own_shards.folder, tmp_path / "nginx") as server:
         for tenths in (21, 25, 30, 45, 60):
@@ -638,13 +638,13 @@ def test_nobody_drops_what_is_pinned(server: Nginx, files: list[Shard], make_cac
 def test_the_end_lets_go_of_everything(server: Nginx, files: list[Shard], make_cache: MakeCache) -> None:
     room = sum(shard.bytes for shard in files[:4])
     cache = make_cache(server.url, max_bytes=room)
-    cache.begin(in_a_row(files[:4]))
+    cache.begin(in_a_row(files[:4], 4))
     wait_until(all_fetched(cache, 4))
     assert len(open_shards()) == 4
     cache.end()
     assert not open_shards()
     other = make_cache(server.url, max_bytes=room, patience_seconds=5)
-    other.begin(in_a_row(files[4:8]))
+    other.begin(in_a_row(files[4:8], 4))
     for shard in files[4:8]:
         os.close(other.open(shard))
     other.end()
@@ -698,7 +698,7 @@ def test_everybody_who_waits_ends_with_the_cache(
         cache.begin(in_a_row(files[:2]))
         calls = [(cache.open, 1), (cache.borrow, 0), (cache.borrow, 4), (cache.borrow, 5), (cache.index, 6)]
         with ThreadPoolExecutor(len(calls)) as threads:
-            waiting = [threads.submit(call, files[number]) for call, number in calls]  # type: ignore[arg-type]
+            waiting = [threads.submit(call, files[number]) for call, number in calls]
             wait_until(lambda: proxy.connections >= 4 if silent else cache.stats.retries >= 4)
             cache.end()
             for future in waiting:

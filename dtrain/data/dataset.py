@@ -86,6 +86,7 @@ def _open_cache(config: DataConfig, storage: RemoteStorage) -> ShardCache:
         folder,
         max_bytes=default_bytes(folder) if config.cache_size is None else config.cache_size,
         processes=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        spare=config.on_bad_sample == "replace",
         connections=config.connections,
         patience_seconds=config.patience_seconds,
     )

@@ -100,8 +100,9 @@ class Downloader:
                     self._progressed()
                 elif time.monotonic() - since > patience:
                     raise UserError(
-                        f"{path}: another process of this node fetches it, but no new byte came in {patience:g} s; see "
-                        "what that process says, check the network and the server, then run the same command again"
+                        f"{path}: this or another process of this node fetches it, but no new byte came in "
+                        f"{patience:g} s; see what that process says, check the network and the server, then run the "
+                        "same command again"
                     ) from None
             except FullError as reason:
                 if content.bytes > self._folder.max_bytes or time.monotonic() - since > patience:

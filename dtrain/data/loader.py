@@ -184,7 +184,7 @@ class Loader:
     def _load_first(self, places: Iterator[tuple[int, int]], slots: Sequence[Pixels]) -> str:
         """Decode the first of these samples that can be; its key."""
         for place in places:
-            key, parts = self.reader.view(*place, Arena())
+            key, parts = self.reader.view(*place, Arena(), announced=False)
             with suppress(ValueError):
                 self._decoder.decode(parts, slots)
                 return key

@@ -3,7 +3,7 @@
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Protocol
 
@@ -26,11 +26,14 @@ Parts = list[memoryview]
 class ShardFiles(Protocol):
     """Where a reader gets its shards from, as local files."""
 
-    def begin(self, uses: Sequence[ShardUse]) -> None:
-        """Be told which shards are going to be read, and by which batches."""
+    def begin(self, uses: Sequence[ShardUse], *, borrowed: Iterable[Shard] = ()) -> None:
+        """Be told which shards are going to be read, and by which batches; and which may be borrowed besides."""
 
     def open(self, shard: Shard) -> int:
         """A descriptor of the shard, which the caller closes. Raises UserError that names the shard."""
+
+    def borrow(self, shard: Shard) -> int:
+        """As `open`, of any shard and for a moment; needs no `release`."""
 
     def release(self, shard: Shard) -> None:
         """Be told that no batch soon will read from this shard."""
@@ -54,7 +57,7 @@ class LocalFiles:
     def __init__(self, storage: LocalStorage) -> None:
         self._storage = storage
 
-    def begin(self, uses: Sequence[ShardUse]) -> None:
+    def begin(self, uses: Sequence[ShardUse], *, borrowed: Iterable[Shard] = ()) -> None:
         pass
 
     def open(self, shard: Shard) -> int:
@@ -68,6 +71,9 @@ class LocalFiles:
             os.close(descriptor)
             raise UserError(f"{path}: {size} bytes, but the manifest says {shard.bytes}; {WAY_OUT}")
         return descriptor
+
+    def borrow(self, shard: Shard) -> int:
+        return self.open(shard)
 
     def release(self, shard: Shard) -> None:
         pass
@@ -88,8 +94,7 @@ class LocalFiles:
 class ShardReader:
     """Random access to the samples of one split; safe to use from several threads.
 
-    Assumes that files do not change while they are open. Keeps at most `MAX_OPEN_SHARDS` shards open. Between `begin`
-    and `end`, a shard that was not announced is opened for one sample.
+    Assumes that files do not change while they are open. Keeps at most `MAX_OPEN_SHARDS` shards open.
     """
 
     def __init__(self, files: ShardFiles, manifest: Manifest, split: str, components: Sequence[str]) -> None:
@@ -102,7 +107,6 @@ class ShardReader:
         self._open: dict[str, _OpenShard] = {}
         self._lock = threading.Lock()
         self._spans: list[Span] = []
-        self._announced: frozenset[str] = frozenset()
 
     @property
     def shard_lengths(self) -> list[int]:
@@ -114,8 +118,9 @@ class ShardReader:
         self._spans = sorted(_joined(spans, ahead), key=lambda span: span.last, reverse=True)
         uses = [ShardUse(self._shards[span.shard], span.first, span.last + ahead) for span in self._spans]
         last = max((span.last for span in self._spans), default=0)
-        self._announced = frozenset(use.shard.file for use in uses) | {shard.file for shard in self._background_shards}
-        self._files.begin([ShardUse(shard, 0, last + ahead) for shard in self._background_shards] + uses)
+        self._files.begin(
+            [ShardUse(shard, 0, last + ahead) for shard in self._background_shards] + uses, borrowed=self._shards
+        )
 
     def passed(self, batch: int) -> None:
         """All batches up to this one are read; shards that none of the next reads are closed."""
@@ -127,7 +132,7 @@ class ShardReader:
 
     def end(self) -> None:
         """Nothing of what was announced will be read any more."""
-        self._spans, self._announced = [], frozenset()
+        self._spans = []
         with self._lock:
             self._open.clear()
         self._files.end()
@@ -140,9 +145,12 @@ class ShardReader:
         key, parts = self.view(shard, sample, Arena())
         return key, [bytes(part) for part in parts]
 
-    def view(self, shard: int, sample: int, arena: "Arena") -> tuple[str, Parts]:
-        """As `read`, with the bytes in `arena`: they are good until that is cleared."""
-        key, parts = self._read(self._shards[shard], self._members, sample, arena)
+    def view(self, shard: int, sample: int, arena: "Arena", *, announced: bool = True) -> tuple[str, Parts]:
+        """As `read`, with the bytes in `arena`: they are good until that is cleared.
+
+        A sample that `begin` did not announce for the batches that are under way can be had, too, if that is said.
+        """
+        key, parts = self._opened(self._shards[shard], self._members, announced).read(sample, arena)
         if self._background_shards and BACKGROUND in self._names:
             column = self._names.index(BACKGROUND)
             parts[column] = self._background(parts[column], f"{self.shard_path(shard)}: sample {key!r}", arena)
@@ -184,20 +192,14 @@ class ShardReader:
             shard, number = self._background_places[json.loads(bytes(metadata))["bg"]]
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{sample}: names no background that the manifest's shards hold; {WAY_OUT}") from None
-        return self._read(shard, [self._background_extension], number, arena)[1][0]
+        return self._opened(shard, [self._background_extension], True).read(number, arena)[1][0]
 
-    def _read(self, shard: Shard, extensions: Sequence[str], sample: int, arena: "Arena") -> tuple[str, Parts]:
-        if not self._announced or shard.file in self._announced:
-            return self._opened(shard, extensions).read(sample, arena)
-        try:
-            return _OpenShard(self._files, shard, extensions).read(sample, arena)
-        finally:
-            self._files.release(shard)
-
-    def _opened(self, shard: Shard, extensions: Sequence[str]) -> "_OpenShard":
+    def _opened(self, shard: Shard, extensions: Sequence[str], announced: bool) -> "_OpenShard":
         opened = self._open.get(shard.file)
+        if opened is None and not announced:
+            return _OpenShard(self._files, shard, extensions, self._files.borrow)
         if opened is None:
-            opened = _OpenShard(self._files, shard, extensions)
+            opened = _OpenShard(self._files, shard, extensions, self._files.open)
             with self._lock:
                 self._open[shard.file] = opened
                 if len(self._open) > MAX_OPEN_SHARDS:
@@ -228,7 +230,9 @@ class Arena:
 class _OpenShard:
     """An open tar and where the members of its samples lie. The descriptor is closed with the last reference."""
 
-    def __init__(self, files: ShardFiles, shard: Shard, extensions: Sequence[str]) -> None:
+    def __init__(
+        self, files: ShardFiles, shard: Shard, extensions: Sequence[str], open_shard: Callable[[Shard], int]
+    ) -> None:
         self._path = files.path(shard.file)
         keys, offsets, sizes = _places(files, shard, extensions)
         starts = offsets.min(axis=1, initial=shard.bytes)
@@ -237,7 +241,7 @@ class _OpenShard:
         self._keys = keys
         self._reads = np.stack([starts, ends - starts], axis=1)
         self._members = np.stack([inside, inside + sizes], axis=2)
-        self._descriptor = files.open(shard)
+        self._descriptor = open_shard(shard)
 
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):

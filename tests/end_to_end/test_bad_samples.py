@@ -71,8 +71,6 @@ def test_too_many_stop_the_run_on_every_process(spoiled: tuple[Run, list[str]]) 
     assert launched.output.count(message) == 1, launched.output
     assert run.status()["state"] == "failed"
     assert message in run.status()["reason"]
-    run.launch(*REPLACE, "--data.max_bad_samples", "12").succeed()
-    assert state(run)["bad_samples"] == 2 * EPOCHS
 
 
 @pytest.mark.parametrize("save_every", [1, 1000])
@@ -92,8 +90,6 @@ def test_a_failure_of_one_process_ends_all_and_leaves_nothing_wrong_behind(
     assert logged == good[: len(logged)]
     if save_every == 1:
         assert run.checkpoints()[-1] == f"step-{len(logged):08d}"
-        run.launch(*REPLACE).succeed()
-        assert run.status()["state"] == "done"
 
 
 def test_after_an_evaluation_that_failed_nothing_is_lost(run: Run, undisturbed: Run, tmp_path: Path) -> None:

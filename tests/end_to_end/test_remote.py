@@ -68,9 +68,6 @@ def test_each_shard_is_downloaded_once_for_all_processes(run: Run, shards: Path,
         gets = Counter(request.name for request in server.requests() if request.name.endswith(".tar"))
         assert set(gets.values()) == {1}
         assert set(gets) == {path.name for path in shards.glob("*.tar")}
-        other = Run(tmp_path / "other", shards)
-        other.train(*options, "--stages.1.epochs", "1", processes=2)
-        assert Counter(r.name for r in server.requests() if r.name.endswith(".tar")) == gets, "all were there already"
     assert len(run.consumed()) == 3 * (120 // 12) < EPOCHS * 10
 
 
@@ -89,8 +86,6 @@ def test_a_shard_with_other_bytes_stops_all_processes_with_one_message(run: Run,
         assert "SHA-256" in message
         assert 'File "' + str(ROOT / "dtrain") not in launched.output
         assert run.status()["state"] == "failed"
-        shutil.copy(shards / shard.name, shard)
-        run.launch(*options).succeed()
 
 
 def test_a_cache_too_small_for_one_batch_says_what_would_do(run: Run, shards: Path, tmp_path: Path) -> None:

@@ -4,24 +4,18 @@ import signal
 import time
 from pathlib import Path
 
-import pytest
-
 from ..servers import needs_nginx, nginx
 from .conftest import Run
-
-pytestmark = needs_nginx
 
 GRACE_SECONDS = 30
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_it_saves_the_step_it_stands_at_and_goes_on_from_there(
-    run: Run, shards: Path, tmp_path: Path, processes: int
-) -> None:
+@needs_nginx
+def test_it_saves_the_step_it_stands_at_and_goes_on_from_there(run: Run, shards: Path, tmp_path: Path) -> None:
     """The first shard alone would take a minute."""
     options = ("--data.max_lanes", "1", "--cache-dir", str(tmp_path / "cache"), "--cache-size", "1GB")
     with nginx(shards, tmp_path / "slow", "limit_rate 2k;") as slow:
-        launched = run.launch("--data.manifest", slow.url, *options, processes=processes)
+        launched = run.launch("--data.manifest", slow.url, *options)
         deadline = time.monotonic() + 120
         while not run.events("start") and time.monotonic() < deadline:
             assert launched.process.poll() is None, launched.output
@@ -34,6 +28,6 @@ def test_it_saves_the_step_it_stands_at_and_goes_on_from_there(
         assert run.status()["state"] == "preempted", launched.output
         stopped_at = run.status()["global_step"]
     with nginx(shards, tmp_path / "fast") as fast:
-        again = run.launch("--data.manifest", fast.url, *options, processes=processes).succeed()
+        again = run.launch("--data.manifest", fast.url, *options).succeed()
     assert f"global step {stopped_at} of" in again.output
     assert len(run.consumed()) == 60

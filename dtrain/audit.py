@@ -43,7 +43,7 @@ def audit_run(path: Path) -> str:
     shards = manifest.split(config.data.train_split).shards
     plan = plan_run(config, [shard.samples for shard in shards], rank=0, world_size=1)
     samples = SampleTable(storage, shards[: max(len(stage.shard_lengths) for stage in plan.stages)])
-    return Audit(run, plan, samples).prove()
+    return Audit(run, plan, samples, manifest.digest()).prove()
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ class Part:
 class Audit:
     """One pass over the files of a run: start after start, epoch after epoch, process after process."""
 
-    def __init__(self, run: RunFolder, plan: RunPlan, samples: SampleTable) -> None:
+    def __init__(self, run: RunFolder, plan: RunPlan, samples: SampleTable, data: str) -> None:
         self._run = run
         self._plan = plan
         self._samples = samples
         self._problems: list[str] = []
         self._unnamed = 0
         self._status = run.read_status()
-        self._starts, self._torn_events = read_starts(run.events, plan)
+        self._starts, self._torn_events = read_starts(run.events, plan, data)
         ranks = written_ranks(run.audit).union(range(max(start.processes for start in self._starts)))
         self._files = {
             rank: RankFile(run.audit / f"rank-{rank}.jsonl", self._starts[-1].number + 1, self._problem)

@@ -33,6 +33,7 @@ class _StartEvent(BaseModel):
 
     start: int = Field(ge=0)
     processes: int = Field(ge=1)
+    data: str
     global_step: int = Field(ge=0)
     stage: int = Field(0, ge=0)
     epoch: int = Field(0, ge=0)
@@ -123,27 +124,27 @@ def written_ranks(audit: Path) -> set[int]:
     return {int(match[1]) for path in audit.glob("*") if (match := re.fullmatch(r"rank-(\d+)\.jsonl", path.name))}
 
 
-def read_starts(events: Path, plan: RunPlan) -> tuple[list[RunStart], int]:
+def read_starts(events: Path, plan: RunPlan, data: str) -> tuple[list[RunStart], int]:
     """The starts that `events` (RUN/events.jsonl) tells of, and how many of its lines a kill cut off.
 
-    Raises UserError that names the line if a start can't be one of a run with this plan.
+    Raises UserError that names the line if a start can't be one of a run with this plan on the data with digest `data`.
     """
     starts: list[RunStart] = []
     torn = 0
-    for number, data in enumerate(_raw_lines(events), start=1):
+    for number, line in enumerate(_raw_lines(events), start=1):
         try:
-            event = json.loads(data)
+            event = json.loads(line)
         except ValueError:
             torn += 1
             continue
         if isinstance(event, dict) and event.get("event") in ("start", "resume"):
-            starts.append(_read_start(event, plan, starts, f"{events}:{number}"))
+            starts.append(_read_start(event, plan, data, starts, f"{events}:{number}"))
     if not starts:
         raise UserError(f"{events}: tells of no start of the run, so nothing can be proved; put the file back")
     return starts, torn
 
 
-def _read_start(event: dict[str, Any], plan: RunPlan, before: list[RunStart], place: str) -> RunStart:
+def _read_start(event: dict[str, Any], plan: RunPlan, data: str, before: list[RunStart], place: str) -> RunStart:
     try:
         found = _StartEvent.model_validate(event)
     except ValidationError as error:
@@ -152,6 +153,8 @@ def _read_start(event: dict[str, Any], plan: RunPlan, before: list[RunStart], pl
             f"{place}: the {event['event']} is not as a training with --audit writes it: "
             f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         ) from None
+    if found.data != data:
+        raise UserError(f"{place}: saw another data set than data.manifest lists now; put the shards back as they were")
     position = Position(found.stage, found.epoch, found.step)
     if plan.steps_before(position) != found.global_step:
         raise UserError(

@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
             from dtrain.config import load_config
             from dtrain.loop import train
 
-            config = load_config(arguments.config, [*overrides, *_named_overrides(arguments)])
+            config = load_config(arguments.config, [*overrides, *named_overrides(arguments)])
             train(config, fresh=arguments.fresh, overwrite=arguments.overwrite)
         case "evaluate":
             from dtrain.evaluate import evaluate_run
@@ -131,7 +131,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
             print(write_report(arguments.run))
 
 
-def _named_overrides(arguments: argparse.Namespace) -> list[str]:
+def named_overrides(arguments: argparse.Namespace) -> list[str]:
     """The options of `train` that stand for keys of the configuration."""
     named = {"--data.cache_dir": arguments.cache_dir, "--data.cache_size": arguments.cache_size}
     chosen = [text for key, value in named.items() if value is not None for text in (key, value)]

@@ -31,6 +31,7 @@ class Run:
     def __init__(self, config: Config) -> None:
         storage, manifest = open_shards(config.data.manifest)
         shards = manifest.split("train").shards
+        self.digest = manifest.digest()
         self.folder = RunFolder(config.run)
         self.folder.audit.mkdir(parents=True)
         self.folder.config.write_text(config.to_yaml(), encoding="utf-8")
@@ -50,7 +51,7 @@ class Run:
     def consume(self, processes: int, steps: range, *, beyond: dict[int, int] | None = None) -> "Run":
         """A start that consumes these global steps; some processes `beyond` them by some steps more."""
         first = self.positions[steps.start] if steps.start < len(self.positions) else Position(0, 1, 5)
-        details = {"start": self.starts, "processes": processes}
+        details = {"start": self.starts, "processes": processes, "data": self.digest}
         if self.starts == 0:
             self.folder.add_event("start", 0, **details)
         else:
@@ -169,7 +170,7 @@ def test_starts_that_consumed_nothing_do_no_harm(run: Run) -> None:
 
 def test_a_run_may_go_on_before_the_evaluation_at_the_end_of_an_epoch(run: Run) -> None:
     run.consume(2, range(5))
-    run.folder.add_event("resume", 5, start=1, processes=2, stage=0, epoch=0, step=5)
+    run.folder.add_event("resume", 5, data=run.digest, start=1, processes=2, stage=0, epoch=0, step=5)
     run.starts = 2
     run.consume(2, range(5, 17)).end()
     assert run.facts()["once"].startswith("3 of 3 epochs")
@@ -502,7 +503,7 @@ def test_a_run_that_stands_beyond_what_was_consumed_is_named(run: Run) -> None:
 def test_an_event_that_cannot_be_is_refused_by_its_line(run: Run, event: dict[str, Any], expected: str) -> None:
     run.consume(2, range(6)).end("running", 0)
     with run.folder.events.open("a") as file:
-        file.write(json.dumps(event) + "\n")
+        file.write(json.dumps({"data": run.digest, **event}) + "\n")
     with pytest.raises(UserError) as caught:
         audit_run(run.folder.path)
     assert str(caught.value).startswith(f"{run.folder.events}:2: ")
@@ -580,3 +581,11 @@ def test_lanes_and_seeds_of_stages_are_part_of_the_order(make_config: MakeConfig
     assert run.facts()["order"].startswith("17 of 17")
     run.folder.config.write_text(make_config("--data.max_lanes=2").to_yaml())
     assert "row " in run.problems()[0]
+
+
+def test_a_start_on_other_shards_is_refused(run: Run) -> None:
+    run.consume(2, range(17)).end()
+    events = run.folder.events
+    events.write_text(events.read_text().replace(run.digest, "0" * 64))
+    with pytest.raises(UserError, match=r"events\.jsonl:1: saw another data set than data\.manifest lists now"):
+        audit_run(run.folder.path)

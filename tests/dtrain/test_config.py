@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from dtrain.cli import build_parser, named_overrides
 from dtrain.config import Config, describe_differences, load_config
 from shard_tools.errors import UserError
 
@@ -341,3 +342,19 @@ def test_a_stage_more_or_less_is_a_difference(load: Load) -> None:
     assert "stages.1.size: 64 → (absent)" in lines
     assert "stages.1.size: (absent) → 64" in describe_differences(one, two)
     assert all(line.startswith("stages.1.") for line in lines)
+
+
+def test_named_options_of_train_stand_for_keys(load: Load) -> None:
+    options = ["--audit", "--cache-dir", "/scratch", "--cache-size", "5GB", "--data.threads", "3"]
+    arguments, overrides = build_parser().parse_known_args(["train", "some.yaml", *options])
+    config = load(*overrides, *named_overrides(arguments))
+    assert config.log.audit
+    assert config.data.cache_dir == Path("/scratch")
+    assert config.data.cache_size == 5 * 10**9
+    assert config.data.threads == 3
+    assert named_overrides(build_parser().parse_args(["train", "some.yaml"])) == []
+
+
+@pytest.mark.parametrize("size", ["lots", "0", "-5GB"])
+def test_a_cache_size_that_is_none_is_refused(load: Load, size: str) -> None:
+    assert "data.cache_size: " in message(load, f"--data.cache_size={size}")

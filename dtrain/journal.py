@@ -16,7 +16,7 @@ from torch import Tensor
 from dtrain.audit_log import AuditLog
 from dtrain.config import Config
 from dtrain.data.dataset import Dataset
-from dtrain.data.loader import BadSample, HostBatch
+from dtrain.data.loader import BadSample
 from dtrain.data.order import Position, cut, lane_count
 from dtrain.devices import is_lost_process
 from dtrain.evaluator import Evaluation
@@ -102,12 +102,10 @@ class Journal:
             f"{' or '.join(map(str, shares))}{micro}, {stage.epochs} epoch(s) of {stage.steps} steps{dropped}"
         )
 
-    def consumed(self, position: Position, batches: Sequence[HostBatch]) -> None:
+    def consumed(self, position: Position, keys: Sequence[str], bad: Sequence[BadSample]) -> None:
         """Note what this process puts into the step from `position` on, before it is exchanged with the others."""
-        bad = [sample for batch in batches for sample in batch.bad]
         self._note_bad(position, bad)
         if self._audit:
-            keys = [key for batch in batches for key in batch.keys]
             self._audit.add(position, keys, {sample.key: sample.used for sample in bad})
 
     def waited(self, seconds: float) -> None:

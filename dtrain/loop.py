@@ -14,7 +14,7 @@ from dtrain.checkpoint import Checkpoint, load_checkpoint, remove_old, save_chec
 from dtrain.config import Config
 from dtrain.data.augment import augment, draw
 from dtrain.data.dataset import Dataset, open_dataset
-from dtrain.data.loader import BatchSource, GaveUpError, HostBatch, blank_batch, to_device
+from dtrain.data.loader import BadSample, BatchSource, GaveUpError, HostBatch, blank_batch, to_device
 from dtrain.devices import ProcessError, broadcast_buffers, make_accelerator, on_main_process, settle_gradient_buckets
 from dtrain.evaluator import Evaluator
 from dtrain.journal import Journal
@@ -207,14 +207,16 @@ class Trainer:
             group["lr"] = learning_rate
 
         losses: list[Tensor] = []
-        consumed: list[HostBatch] = []
+        keys: list[str] = []
+        bad: list[BadSample] = []
         for rows in stage.micro_rows:
             host_batch = self._next(batches, stage, len(rows))
-            consumed.append(host_batch)
+            keys += host_batch.keys
+            bad += host_batch.bad
             self._in_step = True
             last = rows is stage.micro_rows[-1]
             if last and not self._vote.failed:
-                self._journal.consumed(self.position, consumed)
+                self._journal.consumed(self.position, keys, bad)
             with nullcontext() if last else self._accelerator.no_sync(self._model):
                 weight = 0.0 if self._vote.failed else stage.weight(len(rows), self._accelerator.num_processes)
                 weighted = weight * self._losses(host_batch, stage)

@@ -38,8 +38,10 @@ $(PEERS_READY): pyproject.toml bench/constraints.txt
 demo: $(READY)
 	$(BIN)/python -m launch.demo
 
+# What launches trainings has the machine for itself; the rest shares it.
 test: $(DEV)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile tests/shard_tools tests/dtrain tests/test_docs.py
+	$(BIN)/python -m pytest tests/bench tests/end_to_end tests/launch
 
 lint: $(DEV)
 	$(BIN)/ruff format --check .

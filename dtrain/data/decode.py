@@ -5,7 +5,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import repeat, takewhile
+from itertools import repeat
 from typing import Literal
 
 import numpy as np
@@ -68,19 +68,22 @@ def decode_batch(decode: Decoder, images: Sequence[Encoded], slots: Pixels) -> d
     wrong: dict[int, ValueError] = {}
     begun = 0
     while begun < len(images):
-        if decode is decode_into:
-            begun += _decode_run(images[begun:], slots[begun:])
+        decoded = _decode_run(images[begun:], slots[begun:]) if decode is decode_into else []
+        others = [begun + row for row, pixels in enumerate(decoded) if pixels.shape != slots.shape[1:]]
+        begun += len(decoded)
         if begun < len(images):
-            try:
-                decode(images[begun], slots[begun])
-            except ValueError as error:
-                wrong[begun] = error
+            others.append(begun)
             begun += 1
+        for row in others:
+            try:
+                decode(images[row], slots[row])
+            except ValueError as error:
+                wrong[row] = error
     return wrong
 
 
-def _decode_run(images: Sequence[Encoded], slots: Pixels) -> int:
-    """Decode the first images that are JPEGs of the slots' size, and return how many that were.
+def _decode_run(images: Sequence[Encoded], slots: Pixels) -> list[Pixels]:
+    """What the first images decode to, up to one that is no JPEG or too large for a slot.
 
     All calls come from a loop in C, so that between two of them the interpreter's lock, for which other threads wait,
     is held as briefly as can be.
@@ -88,10 +91,9 @@ def _decode_run(images: Sequence[Encoded], slots: Pixels) -> int:
     _, height, width, channels = slots.shape
     fixed = map(repeat, (_COLORSPACES[channels], False, False, height, width, 1.0))
     decoded: list[Pixels] = []
-    with suppress(ValueError):  # the first that is none
+    with suppress(ValueError):
         decoded.extend(map(simplejpeg.decode_jpeg, images, *fixed, slots))
-    fitting = takewhile(lambda pixels: pixels.shape == slots.shape[1:], decoded)
-    return sum(1 for _ in fitting)
+    return decoded
 
 
 def _decode_resized(data: Encoded, slot: Pixels) -> None:

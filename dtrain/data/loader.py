@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, ParamSpec, Protocol, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -231,15 +232,11 @@ class SampleDecoder:
 
     def decode(self, parts: Sequence[Encoded], slots: Sequence[Pixels]) -> None:
         """Decode the `COMPONENTS` of a sample into its slots of a batch. Raises ValueError that names the component."""
-        for component, data, slot in zip(COMPONENTS, parts, slots, strict=True):
-            decode = self._backgrounds.decode_into if component == BACKGROUND else self._decode
-            try:
-                decode(data, slot)
-            except ValueError as error:
-                raise ValueError(f"{component} can't be decoded: {error}") from error
+        for error in self.decode_rows([parts], [slot[np.newaxis] for slot in slots]).values():
+            raise error
 
     def decode_rows(self, rows: Sequence[Sequence[Encoded]], slots: Sequence[Pixels]) -> dict[int, ValueError]:
-        """As `decode` for several samples, component by component; what is wrong, by row."""
+        """Decode several samples, component by component, into slots (n, H, W, C) each; what is wrong, by row."""
         wrong: dict[int, ValueError] = {}
         for component, images, each in zip(COMPONENTS, zip(*rows, strict=True), slots, strict=True):
             decode = self._backgrounds.decode_into if component == BACKGROUND else self._decode

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dtrain.data import decode
-from dtrain.data.decode import BackgroundCache, decode_exactly, decode_into, decoded_size
+from dtrain.data.decode import BackgroundCache, decode_batch, decode_exactly, decode_into, decoded_size
 from shard_tools.sample import write_sample
 
 from .conftest import encoded, smooth_pixels
@@ -308,3 +308,17 @@ def test_threads_share_the_cache() -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+@pytest.mark.parametrize("side", [40, 64, 90])
+def test_images_smaller_or_larger_than_the_slots_are_not_decoded_again_and_again(
+    side: int, decodings: list[bytes]
+) -> None:
+    images = [encoded(smooth_pixels(number, side, side), quality=90) for number in range(12)]
+    images[5] = b"no image"
+    slots = np.empty((12, 64, 64, 3), dtype=np.uint8)
+    assert list(decode_batch(decode_into, images, slots)) == [5]
+    assert max(decodings.count(data) for data in images) <= 3
+    for row, data in enumerate(images):
+        if row != 5:
+            assert np.array_equal(slots[row], decoded(data, 64, 64))

@@ -1,5 +1,7 @@
 """Adopting shards in a test's own process, and a folder of such shards."""
 
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,9 @@ from shard_tools.errors import UserError
 
 from .foreign import USUAL, make_sample, write_with_webdataset
 
+ShardTools = Callable[..., subprocess.CompletedProcess[str]]
+
+SPLIT = ("--split", "train=train-*.tar", "--split", "test=val-*.tar")
 BOTH = {"train": ["train-*.tar"], "test": ["val-*.tar"]}
 GIVEN = {"fgbg": "input.jpg", "bg": "clean.jpg", "depth": "d.png", "mask": "seg.png"}
 

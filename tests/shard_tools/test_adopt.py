@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import subprocess
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -16,7 +15,7 @@ from shard_tools.manifest import open_shards, read_manifest
 from shard_tools.samples import read_index, read_tuples
 from shard_tools.verify import verify
 
-from .adopting import BOTH, GIVEN, index, make, refusal
+from .adopting import BOTH, GIVEN, SPLIT, ShardTools, index, make, refusal
 from .foreign import (
     OTHER,
     SIZE,
@@ -27,10 +26,6 @@ from .foreign import (
     write_with_gnu_tar,
     write_with_webdataset,
 )
-
-ShardTools = Callable[..., subprocess.CompletedProcess[str]]
-
-SPLIT = ("--split", "train=train-*.tar", "--split", "test=val-*.tar")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import gzip
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from shard_tools.index_command import write_indexes
 from shard_tools.manifest import read_manifest
 from shard_tools.verify import verify
 
-from .adopting import BOTH, GIVEN, index, make, refusal
+from .adopting import BOTH, GIVEN, SPLIT, ShardTools, index, make, refusal
 from .foreign import (
     OTHER,
     SIZE,
@@ -23,10 +22,6 @@ from .foreign import (
     write_samples,
     write_tar,
 )
-
-ShardTools = Callable[..., subprocess.CompletedProcess[str]]
-
-SPLIT = ("--split", "train=train-*.tar", "--split", "test=val-*.tar")
 
 
 @pytest.fixture

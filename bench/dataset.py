@@ -35,8 +35,8 @@ class Workload:
 
     @cached_property
     def shards(self) -> Path:
-        """The tuples of `tree`, 200 in a shard."""
-        return build(self.tree, 10 if self.quick else 200)
+        """Tuples of `tree`, 200 in a shard; 44 batches of 64, which two workers can share evenly."""
+        return build(self.tree, 10) if self.quick else build(self.tree, 200, limit=44 * 64)
 
     @cached_property
     def many_shards(self) -> Path:
@@ -94,10 +94,11 @@ def tree_and_shards(size: int, *, backgrounds: int = 12, foregrounds: int = 6) -
     return tree, build(tree, 200)
 
 
-def build(tree: Path, shard_size: int, *options: str) -> Path:
-    """The shards of a tree, beside it; kept between calls."""
-    shards = tree.with_name(f"{tree.name}-shards{shard_size}")
-    _run("build", str(tree), str(shards), "--shard-size", str(shard_size), *options)
+def build(tree: Path, shard_size: int, *options: str, limit: int | None = None) -> Path:
+    """The shards of a tree, or of `limit` of its training tuples, beside it; kept between calls."""
+    shards = tree.with_name(f"{tree.name}-{limit or 'all'}-shards{shard_size}")
+    limited = () if limit is None else ("--limit", str(limit))
+    _run("build", str(tree), str(shards), "--shard-size", str(shard_size), *options, *limited)
     return shards
 
 

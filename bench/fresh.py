@@ -35,6 +35,15 @@ def resident_mb(field: str = "VmRSS") -> float:
     return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(f"{field}:"))
 
 
+def family_mb() -> float:
+    """The memory of this process and its children in MB; what several of them share counts once."""
+    rollups = [Path("/proc/self/smaps_rollup")]
+    for children in Path("/proc/self/task").glob("*/children"):
+        rollups += [Path(f"/proc/{child}/smaps_rollup") for child in children.read_text().split()]
+    lines = [line for rollup in rollups for line in rollup.read_text().splitlines() if line.startswith("Pss:")]
+    return sum(int(line.split()[1]) for line in lines) * 1024 / 1e6
+
+
 def bytes_read() -> int:
     """Bytes that this process has got from read calls so far, from the page cache or not."""
     lines = Path("/proc/self/io").read_text().splitlines()

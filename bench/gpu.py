@@ -123,21 +123,21 @@ def measure_steps(device: torch.device, batches: dict[int, int], width: float, r
     return rows
 
 
-def measure_loader(device: torch.device, shards: Path, batches: dict[int, int], threads: list[int]) -> list[Report]:
+def measure_loader(device: torch.device, shards: Path, batches: dict[int, int], workers: list[int]) -> list[Report]:
     """Tuples per second of the loader alone, up to pinned memory."""
     rows = []
     for size, batch in batches.items():
-        for count in threads:
-            loader = Ours(shards, size=size, threads=count, device=device)
+        for count in workers:
+            loader = Ours(shards, size=size, workers=count, device=device)
             began = time.perf_counter()
             loaded = loader.epochs(min(batch, MAX_LOADED))()
-            rows.append({"size": size, "threads": count, "per_second": loaded / (time.perf_counter() - began)})
+            rows.append({"size": size, "workers": count, "per_second": loaded / (time.perf_counter() - began)})
             loader.close()
     return rows
 
 
 def measure_together(
-    device: torch.device, shards: Path, batches: dict[int, int], width: float, threads: int, steps: int
+    device: torch.device, shards: Path, batches: dict[int, int], width: float, workers: int, steps: int
 ) -> list[Report]:
     """A bf16 step with the loader beside it, against the same step on batches that are already there."""
     return [
@@ -148,7 +148,7 @@ def measure_together(
             batch=min(batch, MAX_LOADED),
             width=width,
             precision="bf16",
-            threads=threads,
+            workers=workers,
             steps=steps,
             rounds=3,
         )

@@ -4,20 +4,20 @@ import math
 import threading
 
 from bench.dataset import Workload
-from bench.fresh import call_fresh, resident_mb
+from bench.fresh import call_fresh, family_mb
 from bench.ours import Ours, batches_in_flight
 from bench.peers import BATCH
 from bench.turns import Figures
 
-THREADS = 2
-INTERVAL_SECONDS = 0.01
+WORKERS = 2
+INTERVAL_SECONDS = 0.02
 
 
 def measure(workload: Workload) -> Figures:
     """Over an epoch of the large shards, where it must stay flat, and over three of the pictures of 256×256."""
     large = call_fresh(peak, shards=workload.big_shards, size=32, epochs=1)
     native = call_fresh(peak, shards=workload.shards, size=256, epochs=3)
-    print(f"memory of the loader beyond {batches_in_flight(THREADS)} batches in flight, MB, with {THREADS} threads:")
+    print(f"memory of the loader beyond {batches_in_flight(WORKERS)} batches in flight, MB, with {WORKERS} workers:")
     print(f"{'':32}{'peak':>8}{'first quarter':>15}{'last quarter':>14}{'batches in flight':>19}")
     for name, found in (("an epoch of the large shards", large), ("256×256, 3 epochs", native)):
         print(
@@ -31,18 +31,18 @@ def measure(workload: Workload) -> Figures:
 
 
 def peak(shards: str, size: int, epochs: int) -> Figures:
-    """The largest resident set, above that before there was a loader, less the batches in flight; MB.
+    """The most memory, above that before there was a loader, less the batches in flight; MB.
 
     The quarters are those of the time that the epochs take; of each the largest.
     """
-    before = resident_mb()
-    ours = Ours(shards, size=size, threads=THREADS)
+    before = family_mb()
+    ours = Ours(shards, size=size, workers=WORKERS)
     batch_mb = 0.0
     with _Watch() as watch:
         for number in range(epochs):
             for batch in ours.batches(ours.order(BATCH, epoch=number)):
                 batch_mb = sum(tensor.nbytes for tensor in (batch.bg, batch.fgbg, batch.depth, batch.mask)) / 1e6
-    in_flight = batches_in_flight(THREADS) * batch_mb
+    in_flight = batches_in_flight(WORKERS) * batch_mb
     above = [resident - before - in_flight for resident in watch.seen]
     quarter = math.ceil(len(above) / 4)
     return {
@@ -54,10 +54,10 @@ def peak(shards: str, size: int, epochs: int) -> Figures:
 
 
 class _Watch:
-    """Looks at the resident set of this process again and again, in a thread."""
+    """Looks at the resident set of this process and its children again and again, in a thread."""
 
     def __init__(self) -> None:
-        self.seen: list[float] = [resident_mb()]
+        self.seen: list[float] = [family_mb()]
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
@@ -71,4 +71,4 @@ class _Watch:
 
     def _look(self) -> None:
         while not self._ended.wait(INTERVAL_SECONDS):
-            self.seen.append(resident_mb())
+            self.seen.append(family_mb())

@@ -49,7 +49,7 @@ def read_share(shards: str, samples: int, rank: int, world: int) -> dict[str, An
             opened.add(Path(arguments[0]).name)
 
     sys.addaudithook(watch)
-    ours = Ours(shards, size=SIZE, threads=1)
+    ours = Ours(shards, size=SIZE, workers=1)
     order = ours.order(BATCH, samples=samples)
     for _ in ours.batches(order, rank=rank, world=world):
         pass

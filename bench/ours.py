@@ -24,13 +24,13 @@ class Ours:
         shards: Path | str,
         *,
         size: int,
-        threads: int,
+        workers: int,
         background_cache_mb: int = 64,
         device: torch.device | None = None,
         **data: Any,
     ) -> None:
         """`data` are further keys of the configuration's section of that name."""
-        config = DataConfig(manifest=str(shards), threads=threads, background_cache_mb=background_cache_mb, **data)
+        config = DataConfig(manifest=str(shards), workers=workers, background_cache_mb=background_cache_mb, **data)
         self._shards = str(shards)
         self._dataset = open_dataset(config)
         self._lengths = self._dataset.lengths("train")
@@ -84,6 +84,6 @@ class Ours:
         self._dataset.close()
 
 
-def batches_in_flight(threads: int) -> int:
-    """How many decoded batches there are at once: `threads` and one more under way or waiting, and the consumer's."""
-    return threads + 2
+def batches_in_flight(workers: int) -> int:
+    """How many batches there are at once: each process decodes one, one waits for it, and one is the consumer's."""
+    return 2 * workers + 1

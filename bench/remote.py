@@ -27,7 +27,7 @@ def measure(workload: Workload) -> Figures:
     shutil.rmtree(cache, ignore_errors=True)
     with serving(shards, LIMIT) as server:
         began = time.perf_counter()
-        ours = Ours(server.url, size=SIZE, threads=2, cache_dir=cache, cache_size=int(size * CACHE_SHARE))
+        ours = Ours(server.url, size=SIZE, workers=2, cache_dir=cache, cache_size=int(size * CACHE_SHARE))
         samples = ours.epochs(batch)()
         seconds = time.perf_counter() - began
         sent = server.sent()

@@ -13,7 +13,7 @@ from shard_tools.manifest import MANIFEST_NAME, read_manifest
 
 SHARES = {"half": 0.5, "99": 0.99}
 SIZE = 32
-THREADS = 2
+WORKERS = 2
 SKIPPED = 20_000
 
 
@@ -22,12 +22,12 @@ def measure(workload: Workload) -> Figures:
     figures: Figures = {}
     found = call_fresh(first_batches, shards=workload.big_shards, warm=workload.shards)
     for name, share in SHARES.items():
-        quick, exact = found[name], found[f"{name}, no threads"]
+        quick, exact = found[name], found[f"{name}, no workers"]
         figures[f"resume_{name}_seconds"] = quick["seconds"]
         figures |= {f"resume_{name}_{what}": exact[what] for what in ("bytes_read", "bytes_needed", "samples_before")}
         print(
             f"resume at {share:.0%} of {exact['samples']:,} tuples: first batch after {quick['seconds'] * 1e3:.0f} ms "
-            f"with {THREADS} threads, {exact['seconds'] * 1e3:.0f} ms without; read {exact['bytes_read']:,} bytes, of "
+            f"with {WORKERS} workers, {exact['seconds'] * 1e3:.0f} ms without; read {exact['bytes_read']:,} bytes, of "
             f"which manifest, indexes of the batch's shards and the batch are {exact['bytes_needed']:,}: "
             f"{exact['samples_before']} samples before the first needed"
         )
@@ -36,20 +36,20 @@ def measure(workload: Workload) -> Figures:
 
 def first_batches(shards: str, warm: str) -> dict[str, Figures]:
     """From nothing opened to the first batch. What Python loads late is loaded by a batch of other shards before."""
-    other = Ours(warm, size=SIZE, threads=THREADS)
+    other = Ours(warm, size=SIZE, workers=WORKERS)
     next(other.batches(other.order(BATCH)))
     other.close()
     found = {}
     for name, share in SHARES.items():
-        found[name] = _first_batch(shards, share, THREADS)
-        found[f"{name}, no threads"] = _first_batch(shards, share, 0)
+        found[name] = _first_batch(shards, share, WORKERS)
+        found[f"{name}, no workers"] = _first_batch(shards, share, 0)
     return found
 
 
-def _first_batch(shards: str, share: float, threads: int) -> Figures:
-    """What is said of bytes holds without threads; with them, the batches after the first are read too."""
+def _first_batch(shards: str, share: float, workers: int) -> Figures:
+    """What is said of bytes holds without workers; with them, the batches after the first are read too."""
     read_before, began = bytes_read(), time.perf_counter()
-    ours = Ours(shards, size=SIZE, threads=threads)
+    ours = Ours(shards, size=SIZE, workers=workers)
     order = ours.order(BATCH)
     step = int(order.steps * share)
     batches = ours.batches(order, first_step=step)

@@ -27,10 +27,10 @@ def measure(workload: Workload) -> Figures:
     """The overhead on CPU, and on a GPU where there is one."""
     quick = workload.quick
     steps, rounds = (2, 1) if quick else (20, workload.rounds)
-    cpu = {"device": "cpu", "size": 32, "batch": 64, "width": 1 / 8, "precision": "float32", "threads": 1}
+    cpu = {"device": "cpu", "size": 32, "batch": 64, "width": 1 / 8, "precision": "float32", "workers": 1}
     found = {"": call_fresh(overhead, shards=workload.shards, steps=steps, rounds=rounds, **cpu)}
     if torch.cuda.is_available() and not quick:
-        gpu = {"device": "cuda", "size": 256, "batch": 64, "width": 1.0, "precision": "bf16", "threads": 8}
+        gpu = {"device": "cuda", "size": 256, "batch": 64, "width": 1.0, "precision": "bf16", "workers": 8}
         found["_gpu"] = call_fresh(overhead, shards=workload.shards, steps=steps, rounds=rounds, **gpu)
     figures: Figures = {}
     for name, result in found.items():
@@ -40,7 +40,7 @@ def measure(workload: Workload) -> Figures:
         print(
             f"training step on {result['device']}, {result['batch']} tuples of {result['size']}×{result['size']}: "
             f"{result['seconds'] * 1e3:.0f} ms on batches that are there; {result['overhead']:+.1%} with the loader "
-            f"beside it ({result['threads']} of its threads, {result['torch_threads']} of torch); "
+            f"beside it ({result['workers']} workers of ours, {result['torch_threads']} of torch); "
             f"{result['elsewhere']:+.1%} with that loader in another process, which is what the machine costs"
         )
     return figures
@@ -54,7 +54,7 @@ def overhead(
     batch: int,
     width: float,
     precision: str,
-    threads: int,
+    workers: int,
     steps: int,
     rounds: int,
 ) -> dict[str, Any]:
@@ -77,8 +77,8 @@ def overhead(
         synchronize(on)
         return (time.perf_counter() - began) / steps
 
-    ours = Ours(shards, size=size, threads=threads, device=on)
-    with closing(ours), closing(ours.endless(batch)) as loaded, _paced(shards, size, batch, threads) as pace:
+    ours = Ours(shards, size=size, workers=workers, device=on)
+    with closing(ours), closing(ours.endless(batch)) as loaded, _paced(shards, size, batch, workers) as pace:
         ready = cycle(list(islice(loaded, READY)))
         contenders: tuple[Callable[[], float], ...] = (
             lambda: run(ready),
@@ -92,7 +92,7 @@ def overhead(
         "device": torch.cuda.get_device_name(on) if on.type == "cuda" else "CPU",
         "size": size,
         "batch": batch,
-        "threads": threads,
+        "workers": workers,
         "torch_threads": torch.get_num_threads(),
         "seconds": statistics.median(there for there, _, _ in seconds),
         "overhead": statistics.median(beside / there for there, beside, _ in seconds) - 1,
@@ -101,11 +101,11 @@ def overhead(
 
 
 @contextmanager
-def _paced(shards: str, size: int, batch: int, threads: int) -> Iterator[Callable[[HostBatch], HostBatch]]:
+def _paced(shards: str, size: int, batch: int, workers: int) -> Iterator[Callable[[HostBatch], HostBatch]]:
     """A loader in another process, and a function that has it go on by one batch and gives back its argument."""
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=_load_when_told, args=(theirs, shards, size, batch, threads), daemon=True)
+    process = spawn.Process(target=_load_when_told, args=(theirs, shards, size, batch, workers), daemon=True)
     process.start()
     ours.recv()
 
@@ -119,8 +119,8 @@ def _paced(shards: str, size: int, batch: int, threads: int) -> Iterator[Callabl
     process.join()
 
 
-def _load_when_told(connection: "Connection[None, None]", shards: str, size: int, batch: int, threads: int) -> None:
-    for _ in Ours(shards, size=size, threads=threads).endless(batch):
+def _load_when_told(connection: "Connection[None, None]", shards: str, size: int, batch: int, workers: int) -> None:
+    for _ in Ours(shards, size=size, workers=workers).endless(batch):
         connection.send(None)
         connection.recv()
 

@@ -14,8 +14,8 @@ from bench.turns import Epoch, Figures, Rate, take_turns
 
 NATIVE_SIZE = 256
 SIZES = (256, 128, 64, 32)
-THREADS = (0, 1, 2)
-MOST = max(THREADS)
+WORKERS = (0, 1, 2)
+MOST = max(WORKERS)
 
 
 def measure(workload: Workload) -> Figures:
@@ -39,14 +39,16 @@ def _ours_beside_decoder(workload: Workload, images: Images, processes: SideBySi
     for size in SIZES:
         yield f"decoder alone, {size}", lambda size=size: decode_all(images, size)  # type: ignore[misc]
         yield f"decoder in processes, {size}", processes.epoch(size)
-        for threads in THREADS:
+        for workers in WORKERS:
             for name, megabytes in (("", 64), (", no background cache", 0)):
-                loader = Ours(workload.shards, size=size, threads=threads, background_cache_mb=megabytes)
-                yield f"{_ours_with(size, threads)}{name}", loader.epochs(BATCH)
+                loader = Ours(workload.shards, size=size, workers=workers, background_cache_mb=megabytes)
+                yield f"{_ours_with(size, workers)}{name}", loader.epochs(BATCH)
+        threads = Ours(workload.shards, size=size, workers=MOST, worker_kind="thread")
+        yield f"{_ours_with(size, MOST)} that are threads", threads.epochs(BATCH)
 
 
-def _ours_with(size: int, threads: int) -> str:
-    return f"ours, {size}, {threads} thread{'' if threads == 1 else 's'}"
+def _ours_with(size: int, workers: int) -> str:
+    return f"ours, {size}, {workers} worker{'' if workers == 1 else 's'}"
 
 
 def _others(workload: Workload, samples: int) -> Iterator[tuple[str, Epoch]]:
@@ -63,7 +65,7 @@ def _others(workload: Workload, samples: int) -> Iterator[tuple[str, Epoch]]:
 
 
 def ratios(rates: dict[str, Rate], cores: int) -> Figures:
-    """The goals: ours with two threads against the decoder at each size, and at full size against the others."""
+    """The goals: ours with two workers against the decoder at each size, and at full size against the others."""
 
     def best(*beginnings: str) -> float:
         return max((rate.median for name, rate in rates.items() if name.startswith(beginnings)), default=0.0)
@@ -87,6 +89,6 @@ def _print(rates: dict[str, Rate], figures: Figures, cores: int) -> None:
     print(f"{'':44}{'tuples/s':>10}{'spread':>9}{'× write-up':>12}")
     for name, rate in rates.items():
         print(f"{name:44}{rate.median:10,.0f}{rate.spread:9.0%}{rate.median / writeup_rate:12.2f}")
-    print(f"\n{cores} cores; spread: from the slowest round to the fastest. Ours with {MOST} threads, of …")
+    print(f"\n{cores} cores; spread: from the slowest round to the fastest. Ours with {MOST} workers, of …")
     for name in (name for name in figures if name.startswith("ratio_")):
         print(f"{name:44}{figures[name]:10.3f}")

@@ -63,8 +63,9 @@ class DataConfig(_Section):
     manifest: str = Field("", description="path or URL of shards.json, or of the folder that holds it")
     train_split: str = "train"
     test_split: str = "test"
-    threads: int = Field(2, ge=0, le=256, description="decoding threads of each process; 0 decodes in the loop")
-    background_cache_mb: int = Field(64, ge=0, description="decoded backgrounds kept by each process")
+    workers: int = Field(2, ge=0, le=256, description="that decode beside each process's loop; 0 decodes in it")
+    worker_kind: Literal["process", "thread"] = Field("process", description="threads need less memory, are slower")
+    background_cache_mb: int = Field(64, ge=0, description="decoded backgrounds kept by each worker process")
     decode: Literal["fast", "exact"] = Field("fast", description="exact: Pillow's pixels and resize, slower")
     max_lanes: int = Field(64, ge=1, description="shards that a batch draws from at most; part of the order")
     on_bad_sample: Literal["raise", "replace"] = "raise"
@@ -175,7 +176,8 @@ class LogConfig(_Section):
 
 _SPEED_AND_PLACE: dict[str, Any] = {
     "manifest": True,
-    "threads": True,
+    "workers": True,
+    "worker_kind": True,
     "background_cache_mb": True,
     "on_bad_sample": True,
     "max_bad_samples": True,
@@ -291,7 +293,7 @@ def _parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
         option = remaining.pop(0)
         key, equals, text = option.removeprefix("--").partition("=")
         if not option.startswith("--") or not all(key.split(".")):
-            raise UserError(f"{option!r}: expected an option such as --data.threads 4")
+            raise UserError(f"{option!r}: expected an option such as --data.workers 4")
         if not equals:
             if not remaining:
                 raise UserError(f"{option}: a value is missing")

@@ -56,6 +56,7 @@ def _train(
     fresh: bool,
     overwrite: bool,
 ) -> None:
+    dataset.start()
     lengths = dataset.lengths(config.data.train_split)
     plan = plan_run(config, lengths, rank=accelerator.process_index, world_size=accelerator.num_processes)
     evaluator = Evaluator(config, dataset, accelerator, config.data.test_split)

@@ -4,52 +4,54 @@ Fresh memory of some tens of megabytes for each batch would be zeroed by the ker
 from decoding.
 """
 
-import math
 import threading
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+
+from dtrain.data.workers import BatchMemory
+
+
+class Lent(NamedTuple):
+    """Memory, and the tensor over its first bytes whose end gives it back."""
+
+    memory: BatchMemory
+    tensor: Tensor
 
 
 class BatchBuffers:
     """Gives out uint8 tensors; their memory comes back by itself when the last tensor on it is gone. Thread-safe.
 
-    Keeps about `most` free pieces. Pinned memory is left to torch, which keeps its own and knows when the device
-    has copied it.
+    Keeps about `most` free pieces.
     """
 
-    def __init__(self, most: int, *, pin_memory: bool = False) -> None:
+    def __init__(self, most: int, allocate: Callable[[int], BatchMemory]) -> None:
         self._most = most
-        self._pin_memory = pin_memory
-        self._free: deque[NDArray[np.uint8]] = deque()
+        self._allocate = allocate
+        self._free: list[BatchMemory] = []
+        self._returned: deque[BatchMemory] = deque()
         self._lock = threading.Lock()
 
-    def take(self, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-        """A tensor of each shape, with any content; all share one piece of memory."""
-        sizes = [math.prod(shape) for shape in shapes]
-        if self._pin_memory:
-            whole = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=True)
-        else:
-            whole = torch.from_numpy(self._lend(sum(sizes)))
-        return [part.view(shape) for part, shape in zip(torch.split(whole, sizes), shapes, strict=True)]
-
-    def _lend(self, size: int) -> NDArray[np.uint8]:
+    def take(self, size: int) -> Lent:
+        """A tensor of so many bytes, with any content."""
         with self._lock:
-            while len(self._free) > self._most:
-                self._free.popleft()
-            # The one that came back last is the likeliest to be in the processor's cache still.
-            fitting = [number for number, piece in enumerate(self._free) if len(piece) >= size]
-            if fitting:
-                piece = self._free[fitting[-1]]
-                del self._free[fitting[-1]]
-            else:
-                piece = np.empty(size, dtype=np.uint8)
-        lent = piece[:size]  # what torch holds on to: when it dies, nothing can see the memory any more
+            piece = self._find(size) or self._allocate(size)
+        lent = piece.bytes[:size]  # what torch holds on to: when it dies, nothing can see the memory any more
         # Called wherever the garbage collector runs, so it takes no lock: appending to a deque needs none.
-        weakref.finalize(lent, self._free.append, piece).atexit = False
-        return lent
+        weakref.finalize(lent, self._returned.append, piece).atexit = False
+        return Lent(piece, torch.from_numpy(lent))
+
+    def _find(self, size: int) -> BatchMemory | None:
+        """A free piece that is large enough."""
+        while self._returned:
+            self._free.append(self._returned.popleft())
+        del self._free[: -self._most]
+        # The one that came back last is the likeliest to be in the processor's cache still.
+        for number in reversed(range(len(self._free))):
+            if len(self._free[number]) >= size:
+                return self._free.pop(number)
+        return None

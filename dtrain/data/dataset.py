@@ -10,6 +10,7 @@ from dtrain.data.cache import FetchStats, ShardCache
 from dtrain.data.cache_files import default_bytes, default_folder
 from dtrain.data.loader import BatchSource, Loader
 from dtrain.data.reader import LocalFiles, ShardFiles
+from dtrain.data.workers import Workers
 from shard_tools.manifest import open_shards
 from shard_tools.storage import LocalStorage, RemoteStorage
 
@@ -27,6 +28,9 @@ class Dataset(Protocol):
 
     def lengths(self, split: str) -> list[int]:
         """Samples in each shard of a split. Raises UserError if there is no such split."""
+
+    def start(self) -> object:
+        """Begin what takes a moment until it is there, for the loaders that are to come."""
 
     def loader(self, split: str, *, size: int, device: torch.device) -> BatchSource:
         """Batches of a split for images of side `size`; in pinned memory where `device` is a GPU."""
@@ -49,6 +53,7 @@ class ShardDataset:
         else:
             assert isinstance(storage, LocalStorage)
             self._files = LocalFiles(storage)
+        self._started: Workers | None = None
 
     @property
     def digest(self) -> str:
@@ -67,15 +72,26 @@ class ShardDataset:
             self._files,
             self._manifest,
             split,
+            self.start(),
             size=size,
-            threads=config.threads,
-            background_cache_bytes=config.background_cache_mb * 2**20,
             decode=config.decode,
             on_bad_sample=config.on_bad_sample,
             pin_memory=device.type == "cuda",
         )
 
+    def start(self) -> Workers:
+        if self._started is None:
+            self._started = Workers(
+                self._config.workers,
+                kind=self._config.worker_kind,
+                decode=self._config.decode,
+                background_cache_bytes=self._config.background_cache_mb * 2**20,
+            )
+        return self._started
+
     def close(self) -> None:
+        if self._started is not None:
+            self._started.close()
         self._files.close()
 
 

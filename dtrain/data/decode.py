@@ -136,6 +136,9 @@ def _open_with_pillow(data: Encoded, channels: int, otherwise: str = "") -> Imag
         raise ValueError(f"{error}{otherwise}") from None
 
 
+_Name = tuple[tuple[int, ...], int, bytes]
+
+
 class BackgroundCache:
     """Decoded images kept by their content, least recently used first out, at most `max_bytes` in all.
 
@@ -146,16 +149,16 @@ class BackgroundCache:
         self._max_bytes = max_bytes
         self._decode = decode
         self._bytes = 0
-        self._images: OrderedDict[tuple[int, bytes], tuple[bytes, Pixels]] = OrderedDict()
+        self._images: OrderedDict[_Name, tuple[bytes, Pixels]] = OrderedDict()
         self._lock = threading.Lock()
 
     def decode_into(self, data: Encoded, slot: Pixels) -> None:
-        """Like the function `decode_into`, without decoding what is kept. All slots have one shape."""
+        """Like the function `decode_into`, without decoding what is kept."""
         middle = len(data) // 2
         # To compare all bytes with one candidate is several times faster than to hash them.
-        name = (len(data), bytes(data[middle : middle + 64]))
+        name = (slot.shape, len(data), bytes(data[middle : middle + 64]))
         content, image = self._images.get(name, _NOTHING)
-        if image is not None and content == bytes(data):
+        if image is not None and content.startswith(data):
             with self._lock:
                 if name in self._images:
                     self._images.move_to_end(name)
@@ -164,7 +167,7 @@ class BackgroundCache:
         self._decode(data, slot)
         self._keep(name, bytes(data), slot)
 
-    def _keep(self, name: tuple[int, bytes], content: bytes, slot: Pixels) -> None:
+    def _keep(self, name: _Name, content: bytes, slot: Pixels) -> None:
         cost = len(content) + slot.nbytes
         if cost > self._max_bytes:
             return

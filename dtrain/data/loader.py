@@ -1,13 +1,12 @@
-"""Whole batches, decoded ahead by threads in an order that they cannot change."""
+"""Whole batches, decoded ahead by workers in an order that they cannot change."""
 
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
-from typing import Literal, ParamSpec, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,22 +14,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dtrain.data.buffers import BatchBuffers
-from dtrain.data.decode import DECODERS, BackgroundCache, Decode, Encoded, Pixels, decode_batch, decoded_size
-from dtrain.data.order import Indices, Reading, SampleRefs
-from dtrain.data.reader import Arena, ShardFiles, ShardReader
+from dtrain.data.decode import Decode, decoded_size
+from dtrain.data.order import Reading, SampleRefs
+from dtrain.data.reader import ShardFiles, ShardReader
+from dtrain.data.rows import CHANNELS, Shape, bytes_of, slots_in
+from dtrain.data.workers import BatchMemory, Workers
 from shard_tools.errors import UserError
-from shard_tools.layouts import BACKGROUND, COMPONENTS
+from shard_tools.layouts import COMPONENTS
 from shard_tools.manifest import Manifest
 
-CHANNELS = (3, 3, 1, 1)
 GIVE_UP_SECONDS = 0.5
-READ_AHEAD = 64
-"""Samples whose bytes a thread reads before it decodes them."""
+TASK_ROWS = 256
+"""What a worker is given at most before it is asked whether anybody still waits for it."""
 
 OnBadSample = Literal["raise", "replace"]
 Others = Callable[[int, int], Iterator[tuple[int, int]]]
 
-Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
@@ -78,8 +77,7 @@ class BatchSource(Protocol):
 class Loader:
     """Reads and decodes batches of one split for one image size.
 
-    With `threads` > 0 that many batches and one more are in flight; with 0 each is decoded when it is asked for.
-    The number of threads changes speed and nothing else.
+    Some batches more than there are workers are in flight; without any, each is decoded when it is asked for.
     """
 
     def __init__(
@@ -87,22 +85,21 @@ class Loader:
         files: ShardFiles,
         manifest: Manifest,
         split: str,
+        workers: Workers,
         *,
         size: int,
-        threads: int,
-        background_cache_bytes: int,
         decode: Decode = "fast",
         on_bad_sample: OnBadSample = "raise",
         pin_memory: bool = False,
     ) -> None:
+        """`workers` outlive the loader, and decode as `decode` says."""
         self.reader = ShardReader(files, manifest, split, COMPONENTS)
+        self._workers = workers
         self._slot = _slot_size(manifest, size) if decode == "fast" else (size, size)
-        self._decoder = SampleDecoder(decode, background_cache_bytes)
         self._replace = on_bad_sample == "replace"
-        self._ahead = threads + 1
-        self._buffers = BatchBuffers(self._ahead + 1, pin_memory=pin_memory)
-        self._own = threading.local()
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads else None
+        self._pin_memory = pin_memory
+        self._ahead = workers.ahead
+        self._buffers = BatchBuffers(self._ahead + 1, workers.memory)
 
     def batches(self, reading: Reading, give_up: Callable[[], bool] = lambda: False) -> Generator[HostBatch]:
         """The batches of `reading`, in its order.
@@ -119,7 +116,7 @@ class Loader:
         try:
             for passed in itertools.count():
                 for number, refs in itertools.islice(asked, self._ahead - len(pending)):
-                    pending.append(submit(self._pool, self._load, number, refs, reading.others, ended))
+                    pending.append(self._workers.submit(self._load, number, refs, reading.others, ended))
                 if not pending:
                     return
                 batch = result(pending[0], give_up)
@@ -133,78 +130,46 @@ class Loader:
             wait(running)
 
     def close(self) -> None:
-        """Drop what is in flight and let go of threads and files."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        """Let go of files; the workers go on."""
         self.reader.close()
 
     def _load(self, number: int, refs: SampleRefs, others: Others | None, ended: threading.Event) -> HostBatch:
-        tensors = self._buffers.take([(len(refs), *self._slot, channels) for channels in CHANNELS])
-        arrays = [tensor.numpy() for tensor in tensors]
+        shape = (len(refs), *self._slot)
+        memory, whole = self._buffers.take(bytes_of(shape))
         keys: list[str] = []
-        wrong: dict[int, ValueError] = {}
-        for start in range(0, len(refs), READ_AHEAD):
+        wrong: dict[int, str] = {}
+        for start in range(0, len(refs), TASK_ROWS):
             if ended.is_set():
                 raise GaveUpError
-            rows = slice(start, start + READ_AHEAD)
-            read, found = self._load_rows(refs.shard[rows], refs.sample[rows], [array[rows] for array in arrays])
-            keys += read
-            wrong |= {start + row: error for row, error in found.items()}
+            rows = slice(start, start + TASK_ROWS)
+            located = self.reader.locate(refs.shard[rows], refs.sample[rows])
+            loaded = self._workers.load(located, memory, shape, start)
+            keys += loaded.keys
+            wrong |= {start + row: reason for row, reason in loaded.wrong.items()}
         bad = []
-        for row, error in sorted(wrong.items()):
-            reason = BadSampleError(self.reader.shard_path(int(refs.shard[row])), keys[row], error)
+        for row, reason in sorted(wrong.items()):
+            problem = BadSampleError(self.reader.shard_path(int(refs.shard[row])), keys[row], reason)
             if not self._replace:
-                raise reason from error
-            used = self._load_first(others(number, row), [array[row] for array in arrays]) if others else None
-            bad.append(BadSample(keys[row], used, str(reason)))
+                raise problem
+            used = self._load_first(others(number, row), memory, shape, row) if others else None
+            bad.append(BadSample(keys[row], used, str(problem)))
             keys[row] = keys[row] if used is None else used
+        tensors = [torch.from_numpy(slots) for slots in slots_in(whole.numpy(), shape)]
         if bad and others is None:
             kept = [row for row in range(len(refs)) if row not in wrong]
             keys, tensors = [keys[row] for row in kept], [tensor[kept] for tensor in tensors]
+        if self._pin_memory:
+            tensors = [tensor.pin_memory() for tensor in tensors]
         bg, fgbg, depth, mask = tensors
         return HostBatch(keys, bg, fgbg, depth, mask, tuple(bad))
 
-    def _load_rows(
-        self, shards: Indices, samples: Indices, slots: Sequence[Pixels]
-    ) -> tuple[list[str], dict[int, ValueError]]:
-        """Read samples, and decode the components of all into the slots; their keys, and what is wrong by row."""
-        arena = self._arena
-        read = [self.reader.view(*place, arena) for place in zip(shards.tolist(), samples.tolist(), strict=True)]
-        wrong = self._decoder.decode_rows([parts for _, parts in read], slots)
-        arena.clear()
-        return [key for key, _ in read], wrong
-
-    @property
-    def _arena(self) -> Arena:
-        """This thread's memory for what it reads."""
-        if not hasattr(self._own, "arena"):
-            self._own.arena = Arena()
-        arena: Arena = self._own.arena
-        return arena
-
-    def _load_first(self, places: Iterator[tuple[int, int]], slots: Sequence[Pixels]) -> str:
-        """Decode the first of these samples that can be; its key."""
-        for place in places:
-            key, parts = self.reader.view(*place, Arena(), announced=False)
-            with suppress(ValueError):
-                self._decoder.decode(parts, slots)
-                return key
+    def _load_first(self, places: Iterator[tuple[int, int]], memory: BatchMemory, shape: Shape, row: int) -> str:
+        """Fill a row with the first of these samples that can be decoded; its key."""
+        for shard, sample in places:
+            located = self.reader.locate(np.array([shard]), np.array([sample]), announced=False)
+            if not self._workers.load_here(located, memory, shape, row).wrong:
+                return located.wanted.keys()[0]
         raise UserError("no sample of a whole global batch can be decoded; build the shards again from whole files")
-
-
-def submit(
-    pool: ThreadPoolExecutor | None,
-    function: Callable[Arguments, Result],
-    /,
-    *args: Arguments.args,
-    **kwargs: Arguments.kwargs,
-) -> Future[Result]:
-    """What the function returns, called by a thread of the pool; at once and in this thread where there is no pool."""
-    if pool is not None:
-        return pool.submit(function, *args, **kwargs)
-    done: Future[Result] = Future()
-    done.set_result(function(*args, **kwargs))
-    return done
 
 
 class GaveUpError(Exception):
@@ -223,32 +188,10 @@ def result(future: Future[Result], give_up: Callable[[], bool]) -> Result:
                 raise GaveUpError from None
 
 
-class SampleDecoder:
-    """Decodes whole samples, and each background that they share once. Thread-safe."""
-
-    def __init__(self, decode: Decode, background_cache_bytes: int) -> None:
-        self._decode = DECODERS[decode]
-        self._backgrounds = BackgroundCache(background_cache_bytes, self._decode)
-
-    def decode(self, parts: Sequence[Encoded], slots: Sequence[Pixels]) -> None:
-        """Decode the `COMPONENTS` of a sample into its slots of a batch. Raises ValueError that names the component."""
-        for error in self.decode_rows([parts], [slot[np.newaxis] for slot in slots]).values():
-            raise error
-
-    def decode_rows(self, rows: Sequence[Sequence[Encoded]], slots: Sequence[Pixels]) -> dict[int, ValueError]:
-        """Decode several samples, component by component, into slots (n, H, W, C) each; what is wrong, by row."""
-        wrong: dict[int, ValueError] = {}
-        for component, images, each in zip(COMPONENTS, zip(*rows, strict=True), slots, strict=True):
-            decode = self._backgrounds.decode_into if component == BACKGROUND else self._decode
-            for row, error in decode_batch(decode, images, each).items():
-                wrong.setdefault(row, ValueError(f"{component} can't be decoded: {error}"))
-        return wrong
-
-
 class BadSampleError(UserError):
     """A sample that can't be decoded."""
 
-    def __init__(self, shard: str, key: str, reason: ValueError) -> None:
+    def __init__(self, shard: str, key: str, reason: str) -> None:
         super().__init__(
             f"{shard}: sample {key!r}: {reason}; build the shards again from whole files, or let other samples stand "
             "in for such ones: --data.on_bad_sample replace"

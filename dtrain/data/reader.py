@@ -1,15 +1,19 @@
-"""Bytes of any sample of a split in one `pread`, found through the index beside its shard. Never decodes."""
+"""Where the bytes of any sample of a split lie, in open files, by the index beside its shard. Never decodes."""
 
+import itertools
 import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 
+from dtrain.data.located import Descriptor, Located
 from dtrain.data.order import Span
+from dtrain.data.rows import WAY_OUT, Backgrounds, Indices, ShardTable, Wanted
 from dtrain.data.uses import ShardUse
 from shard_tools.errors import UserError
 from shard_tools.index import Places, find_members
@@ -19,8 +23,6 @@ from shard_tools.samples import decode_index, read_index_bytes
 from shard_tools.storage import LocalStorage
 
 MAX_OPEN_SHARDS = 2 * 64 + 8
-
-Parts = list[memoryview]
 
 
 class ShardFiles(Protocol):
@@ -142,19 +144,21 @@ class ShardReader:
 
         Raises UserError that names the shard when it is missing, cut short, or not the one of the manifest.
         """
-        key, parts = self.view(shard, sample, Arena())
-        return key, [bytes(part) for part in parts]
+        located = self.locate(np.array([shard]), np.array([sample]))
+        return located.wanted.keys()[0], [bytes(images[0]) for images in located.read()]
 
-    def view(self, shard: int, sample: int, arena: "Arena", *, announced: bool = True) -> tuple[str, Parts]:
-        """As `read`, with the bytes in `arena`: they are good until that is cleared.
+    def locate(self, shards: Indices, samples: Indices, *, announced: bool = True) -> Located:
+        """Open what samples lie in, given by the numbers of shards and of samples in them. Raises UserError as `read`.
 
-        A sample that `begin` did not announce for the batches that are under way can be had, too, if that is said.
+        Samples that `begin` did not announce for the batches that are under way can be had, too, if that is said.
         """
-        key, parts = self._opened(self._shards[shard], self._members, announced).read(sample, arena)
-        if self._background_shards and BACKGROUND in self._names:
-            column = self._names.index(BACKGROUND)
-            parts[column] = self._background(parts[column], f"{self.shard_path(shard)}: sample {key!r}", arena)
-        return key, parts
+        numbers, table = np.unique(shards, return_inverse=True)
+        opened = [self._opened(self._shards[number], self._members, announced) for number in numbers.tolist()]
+        with self._lock:
+            alive = frozenset([each.table.number for each in self._open.values()])
+        wanted = Wanted([each.table for each in opened], table, samples)
+        located = Located(wanted, [each.descriptor for each in opened], alive)
+        return self._with_backgrounds(located) if self._background_shards and BACKGROUND in self._names else located
 
     def shard_path(self, shard: int) -> str:
         """Where a shard lies, for messages."""
@@ -187,12 +191,25 @@ class ShardReader:
     def _background_extension(self) -> str:
         return self._extensions[self._names.index(BACKGROUND)]
 
-    def _background(self, metadata: memoryview, sample: str, arena: "Arena") -> memoryview:
-        try:
-            shard, number = self._background_places[json.loads(bytes(metadata))["bg"]]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{sample}: names no background that the manifest's shards hold; {WAY_OUT}") from None
-        return self._opened(shard, [self._background_extension], True).read(number, arena)[1][0]
+    def _with_backgrounds(self, located: Located) -> Located:
+        """With the places of backgrounds in their own shards, which the metadata name that lie where they would be."""
+        member = self._names.index(BACKGROUND)
+        (texts,) = located.read(slice(member, member + 1))
+        opened: dict[str, _OpenShard] = {}
+        places = np.empty((len(texts), 3), dtype=np.int64)
+        for row, text in enumerate(texts):
+            try:
+                shard, number = self._background_places[json.loads(bytes(text))["bg"]]
+            except (ValueError, KeyError, TypeError):
+                path = located.wanted.paths()[located.wanted.table[row]]
+                named = f"{path}: sample {located.wanted.keys()[row]!r}"
+                raise UserError(f"{named}: names no background that the manifest's shards hold; {WAY_OUT}") from None
+            if shard.file not in opened:
+                opened[shard.file] = self._opened(shard, [self._background_extension], True)
+            places[row] = list(opened).index(shard.file), *opened[shard.file].table.places[number, 0]
+        backgrounds = Backgrounds(member, [each.table.path for each in opened.values()], places)
+        files = located.files + [each.descriptor for each in opened.values()]
+        return replace(located, wanted=replace(located.wanted, backgrounds=backgrounds), files=files)
 
     def _opened(self, shard: Shard, extensions: Sequence[str], announced: bool) -> "_OpenShard":
         opened = self._open.get(shard.file)
@@ -207,59 +224,18 @@ class ShardReader:
         return opened
 
 
-class Arena:
-    """Memory for the bytes of a few samples, used again once it is cleared. For one thread."""
-
-    def __init__(self) -> None:
-        self._block = memoryview(b"")
-        self._used = 0
-
-    def take(self, length: int) -> memoryview:
-        """So many bytes, with any content."""
-        if self._used + length > len(self._block):
-            # Views of the old block keep it; once it is cleared, the new one is large enough for all.
-            self._block, self._used = memoryview(bytearray(2 * len(self._block) + length)), 0
-        self._used += length
-        return self._block[self._used - length : self._used]
-
-    def clear(self) -> None:
-        """Let the memory of all that was taken be used again."""
-        self._used = 0
-
-
 class _OpenShard:
-    """An open tar and where the members of its samples lie. The descriptor is closed with the last reference."""
+    """An open tar, and what its index says."""
 
     def __init__(
         self, files: ShardFiles, shard: Shard, extensions: Sequence[str], open_shard: Callable[[Shard], int]
     ) -> None:
-        self._path = files.path(shard.file)
         keys, offsets, sizes = _places(files, shard, extensions)
-        starts = offsets.min(axis=1, initial=shard.bytes)
-        ends = (offsets + sizes).max(axis=1, initial=0)
-        inside = offsets - starts[:, None]
-        self._keys = keys
-        self._reads = np.stack([starts, ends - starts], axis=1)
-        self._members = np.stack([inside, inside + sizes], axis=2)
-        self._descriptor = open_shard(shard)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
-
-    def read(self, sample: int, arena: Arena) -> tuple[str, Parts]:
-        start, length = self._reads[sample].tolist()
-        view = arena.take(length)
-        try:
-            arrived = os.preadv(self._descriptor, (view,), start)
-        except OSError as error:
-            raise UserError(f"{self._path}: cannot be read: {error.strerror}; {WAY_OUT}") from None
-        if arrived != length:
-            raise UserError(f"{self._path}: ends inside sample {self._keys[sample]!r}; {WAY_OUT}")
-        return self._keys[sample], [view[begin:end] for begin, end in self._members[sample].tolist()]
+        self.table = ShardTable(next(_NUMBERS), files.path(shard.file), keys, np.stack([offsets, sizes], axis=2))
+        self.descriptor = Descriptor(open_shard(shard))
 
 
-WAY_OUT = "copy it again, or build the shards again with the same `shard-tools build` command"
+_NUMBERS = itertools.count()
 
 
 def _places(files: ShardFiles, shard: Shard, extensions: Sequence[str]) -> Places:

@@ -23,8 +23,8 @@ from webdataset.shardlists import ResampledShards
 
 from dtrain.config import DataConfig
 from dtrain.data.cache import FetchStats
-from dtrain.data.loader import SampleDecoder
 from dtrain.data.order import SampleRefs
+from dtrain.data.rows import SampleDecoder
 from dtrain.data.stream_bytes import expand
 from dtrain.data.stream_loader import StreamLoader
 from dtrain.data.stream_samples import RawSample, read_samples
@@ -76,6 +76,9 @@ class StreamDataset:
         whole, rest = divmod(self._splits[split].samples, _PLACES)
         return [_PLACES] * whole + [rest] * (rest > 0)
 
+    def start(self) -> None:
+        """Threads are there at once."""
+
     def loader(self, split: str, *, size: int, device: torch.device) -> StreamLoader:
         """Batches of a split for images of side `size`; in pinned memory where `device` is a GPU."""
         config, urls = self._config, self._expand(split)
@@ -84,7 +87,7 @@ class StreamDataset:
             drawn=partial(self._drawn, urls),
             in_order=partial(self._in_order, self._splits[split], urls),
             size=size,
-            threads=config.threads,
+            threads=config.workers,
             on_bad_sample=config.on_bad_sample,
             pin_memory=device.type == "cuda",
         )

@@ -3,10 +3,12 @@
 import io
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dtrain.config import Config, load_config
+from dtrain.data.loader import Loader, OnBadSample
 from dtrain.data.reader import LocalFiles
+from dtrain.data.workers import WorkerKind, Workers
 from shard_tools.build import build
 from shard_tools.build_plan import Backgrounds, BuildOptions
 from shard_tools.manifest import Manifest, read_manifest
@@ -96,6 +100,38 @@ def pack(
     options = BuildOptions(shard_size=shard_size, seed=3, backgrounds=backgrounds)
     build(source, folder, options, partial(run_tasks, workers=1))
     return Shards(source, folder)
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """How many there are, and of which kind."""
+
+    count: int
+    kind: WorkerKind = "thread"
+
+
+IN_THE_LOOP = WorkerOptions(0)
+ALL_WORKERS = [IN_THE_LOOP, *(WorkerOptions(count, kind) for kind in get_args(WorkerKind) for count in (1, 3))]
+
+
+@contextmanager
+def open_loader(
+    shards: Shards,
+    split: str = "train",
+    *,
+    size: int = 48,
+    workers: WorkerOptions = IN_THE_LOOP,
+    cache: int = 2**20,
+    on_bad_sample: OnBadSample = "raise",
+) -> Iterator[Loader]:
+    """A loader and its workers, which end after the block."""
+    with (
+        closing(Workers(workers.count, kind=workers.kind, decode="fast", background_cache_bytes=cache)) as started,
+        closing(
+            Loader(shards.files, shards.manifest, split, started, size=size, on_bad_sample=on_bad_sample)
+        ) as loader,
+    ):
+        yield loader
 
 
 @pytest.fixture(scope="session")

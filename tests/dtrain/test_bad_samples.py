@@ -1,7 +1,6 @@
 """Samples that can't be decoded: named, replaced by one of the same global batch, or left out of an evaluation."""
 
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,16 +9,17 @@ from accelerate import Accelerator
 
 from dtrain.config import Config
 from dtrain.data.dataset import open_dataset
-from dtrain.data.loader import BadSample, HostBatch, Loader, OnBadSample
+from dtrain.data.loader import BadSample, HostBatch
 from dtrain.data.order import EpochOrder, cut, in_packing_order, rows_of_rank
 from dtrain.evaluator import Evaluator
 from dtrain.model import DepthMaskNet
 from shard_tools.errors import UserError
 from shard_tools.index import parse_index
 
-from .conftest import Shards
+from .conftest import ALL_WORKERS, Shards, WorkerOptions, open_loader
 
 BATCH = 6
+TWO = WorkerOptions(2)
 
 
 def spoil(folder: Path, shard: int, sample: int, component: str = "mask", split: str = "train") -> str:
@@ -33,29 +33,19 @@ def spoil(folder: Path, shard: int, sample: int, component: str = "mask", split:
     return found.key
 
 
-def loader(shards: Shards, split: str = "train", *, on_bad: OnBadSample = "replace", threads: int = 2) -> Loader:
-    return Loader(
-        shards.files,
-        shards.manifest,
-        split,
-        size=24,
-        threads=threads,
-        background_cache_bytes=2**20,
-        on_bad_sample=on_bad,
-    )
-
-
 def order(shards: Shards) -> EpochOrder:
     return EpochOrder(shards.lengths(), seed=5, stage=0, epoch=0, global_batch=BATCH)
 
 
-def epoch(shards: Shards, *, world_size: int = 1, largest: int = BATCH, threads: int = 2) -> list[list[HostBatch]]:
+def epoch(
+    shards: Shards, *, world_size: int = 1, largest: int = BATCH, workers: WorkerOptions = TWO
+) -> list[list[HostBatch]]:
     """The micro-batches of every global batch, of all processes one after the other."""
     steps: list[list[HostBatch]] = [[] for _ in range(order(shards).steps)]
     for rank in range(world_size):
         rows = rows_of_rank(BATCH, rank, world_size)
         parts = [rows[part.start : part.stop] for part in cut(len(rows), -(-len(rows) // largest))]
-        with closing(loader(shards, threads=threads)) as own:
+        with open_loader(shards, size=24, workers=workers, on_bad_sample="replace") as own:
             for number, batch in enumerate(own.batches(order(shards).reading(0, parts))):
                 steps[number // len(parts)].append(batch)
     return steps
@@ -91,14 +81,14 @@ def test_the_next_row_of_the_global_batch_stands_in(shards: Shards, own_shards: 
 
 
 @pytest.mark.parametrize(("world_size", "largest"), [(1, 1), (2, 6), (3, 2), (6, 1), (4, 2)])
-@pytest.mark.parametrize("threads", [0, 3])
+@pytest.mark.parametrize("workers", ALL_WORKERS)
 def test_the_same_one_stands_in_however_the_batch_is_cut(
-    own_shards: Shards, world_size: int, largest: int, threads: int
+    own_shards: Shards, world_size: int, largest: int, workers: WorkerOptions
 ) -> None:
     for place in ((0, 0), (0, 1), (2, 5), (3, 5)):
         spoil(own_shards.folder, *place)
     expected = epoch(own_shards)
-    found = epoch(own_shards, world_size=world_size, largest=largest, threads=threads)
+    found = epoch(own_shards, world_size=world_size, largest=largest, workers=workers)
     assert [keys(step) for step in found] == [keys(step) for step in expected]
     assert [bad_ones(step) for step in found] == [bad_ones(step) for step in expected]
     for name in ("bg", "fgbg", "depth", "mask"):
@@ -125,11 +115,11 @@ def test_a_global_batch_without_a_good_sample_is_an_error(own_shards: Shards) ->
         epoch(own_shards)
 
 
-@pytest.mark.parametrize("threads", [0, 2])
-def test_without_leave_it_is_an_error_that_says_how_to_go_on(own_shards: Shards, threads: int) -> None:
+@pytest.mark.parametrize("workers", ALL_WORKERS)
+def test_without_leave_it_is_an_error_that_says_how_to_go_on(own_shards: Shards, workers: WorkerOptions) -> None:
     bad = spoil(own_shards.folder, 1, 3)
     with (
-        closing(loader(own_shards, on_bad="raise", threads=threads)) as own,
+        open_loader(own_shards, size=24, workers=workers) as own,
         pytest.raises(UserError, match=rf"train-000001\.tar: sample '{bad}': .* --data.on_bad_sample replace"),
     ):
         list(own.batches(order(own_shards).reading(0, [range(BATCH)])))
@@ -139,7 +129,7 @@ def test_an_evaluation_leaves_it_out(shards: Shards, own_shards: Shards) -> None
     bad = [spoil(own_shards.folder, 0, sample, split="test") for sample in (0, 3)]
     read = []
     for source in (shards, own_shards):
-        with closing(loader(source, "test")) as own:
+        with open_loader(source, "test", size=24, workers=TWO, on_bad_sample="replace") as own:
             read.append(list(own.batches(in_packing_order(source.lengths("test"), range(10), 4))))
     whole, rest = read
     assert [batch.fgbg.shape[0] for batch in rest] == [len(batch.keys) for batch in rest] == [2, 4, 2]
@@ -159,7 +149,7 @@ def test_a_missing_shard_is_no_bad_sample(own_shards: Shards) -> None:
 def test_a_panel_without_a_good_sample_is_left_out(own_shards: Shards, make_config: Callable[..., Config]) -> None:
     for sample in (0, 1):
         spoil(own_shards.folder, 0, sample, split="test")
-    places = ("--data.manifest", str(own_shards.folder), "--data.on_bad_sample", "replace", "--data.threads", "0")
+    places = ("--data.manifest", str(own_shards.folder), "--data.on_bad_sample", "replace", "--data.workers", "0")
     module = DepthMaskNet(0.0625)
     for count, drawn in ((2, False), (3, True)):
         config = make_config(*places, "--evaluate.panel_samples", str(count))

@@ -51,7 +51,7 @@ def test_the_demo_is_a_valid_configuration() -> None:
     ("override", "key", "suggestion"),
     [
         ("--sead=1", "sead", "'seed'"),
-        ("--data.thread=3", "data.thread", "'threads'"),
+        ("--data.worker=3", "data.worker", "'workers'"),
         ("--stages.1.siez=8", "stages.1.siez", "'size'"),
         ("--optimizer.learning_rat=1", "optimizer.learning_rat", "'learning_rate'"),
         ("--zzz.a.b=1", "zzz", "known keys: run, data, stages"),
@@ -94,7 +94,7 @@ def test_an_unknown_key_is_named_and_the_right_one_suggested(
         ("precision", "bogus"),
         ("precision", "no"),
         ("loss.scale", "0"),
-        ("data.threads", "-1"),
+        ("data.workers", "-1"),
         ("max_micro_batch", "0"),
         ("seed", "-1"),
         ("seed", "4294967296"),
@@ -127,7 +127,7 @@ def test_an_impossible_value_is_named_with_its_key(load: Load, key: str, value: 
         (BASE.replace("runs/a", "2026"), "run: expected a path; put a number or a date in quotes, got 2026"),
         (BASE.replace("runs/a", "''"), "run: expected the path of a folder, got ''"),
         (BASE.replace("run: runs/a\n", ""), "run: is missing"),
-        (BASE.replace("  manifest: shards\n", "  threads: 1\n"), "data.manifest: is missing"),
+        (BASE.replace("  manifest: shards\n", "  workers: 1\n"), "data.manifest: is missing"),
         (BASE.replace("manifest: shards", "manifest: ''"), "data.manifest: is missing"),
         ("run: a\ndata: {manifest: b}\nstages: []\n", "stages: expected one stage or more, got []"),
         ("run: a\ndata: {manifest: b}\nstages: {size: 8}\n", "stages: expected a list, got {'size': 8}"),
@@ -187,12 +187,12 @@ def test_no_such_file_and_a_folder(tmp_path: Path) -> None:
 
 def test_overrides_reach_every_depth(load: Load) -> None:
     config = load(
-        *("--seed", "7", "--data.threads=0", "--stages.0.size", "16", "--stages.1.epochs=3"),
+        *("--seed", "7", "--data.workers=0", "--stages.0.size", "16", "--stages.1.epochs=3"),
         *("--optimizer.learning_rate", "2e-3", "--run", "runs/b=c", "--stages.1.samples=12"),
         *("--log.audit", "true", "--log.trackers", "[]"),
     )
     assert config.seed == 7
-    assert config.data.threads == 0
+    assert config.data.workers == 0
     assert [stage.size for stage in config.stages] == [16, 64]
     assert [stage.epochs for stage in config.stages] == [1, 3]
     assert [stage.samples for stage in config.stages] == [None, 12]
@@ -306,7 +306,7 @@ def test_the_identity_is_what_decides_the_weights(load: Load) -> None:
 @pytest.mark.parametrize(
     "override",
     [
-        *("--run=b", "--data.manifest=b", "--data.threads=9", "--data.background_cache_mb=1", "--max_micro_batch=1"),
+        *("--run=b", "--data.manifest=b", "--data.workers=9", "--data.background_cache_mb=1", "--max_micro_batch=1"),
         *("--data.on_bad_sample=replace", "--data.max_bad_samples=1", "--data.cache_dir=c", "--data.cache_size=1GB"),
         *("--data.connections=1", "--data.patience_seconds=1", "--checkpoint.every_steps=1"),
         *("--evaluate.samples=1", "--evaluate.batch=1", "--log.audit=true"),
@@ -345,13 +345,13 @@ def test_a_stage_more_or_less_is_a_difference(load: Load) -> None:
 
 
 def test_named_options_of_train_stand_for_keys(load: Load) -> None:
-    options = ["--audit", "--cache-dir", "/scratch", "--cache-size", "5GB", "--data.threads", "3"]
+    options = ["--audit", "--cache-dir", "/scratch", "--cache-size", "5GB", "--data.workers", "3"]
     arguments, overrides = build_parser().parse_known_args(["train", "some.yaml", *options])
     config = load(*overrides, *named_overrides(arguments))
     assert config.log.audit
     assert config.data.cache_dir == Path("/scratch")
     assert config.data.cache_size == 5 * 10**9
-    assert config.data.threads == 3
+    assert config.data.workers == 3
     assert named_overrides(build_parser().parse_args(["train", "some.yaml"])) == []
 
 

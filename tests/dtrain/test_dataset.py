@@ -40,7 +40,7 @@ def test_a_folder_a_manifest_and_a_url_are_the_same_data(shards: Shards, tmp_pat
             server.url,
             f"{server.url}/shards.json",
         ):
-            config = DataConfig(manifest=place, cache_dir=tmp_path / "cache", threads=1)
+            config = DataConfig(manifest=place, cache_dir=tmp_path / "cache", workers=1)
             assert pixels_of_an_epoch(config) == expected, place
             assert open_dataset(config).digest == shards.manifest.digest()
 
@@ -104,7 +104,7 @@ def test_a_sample_of_another_process_stands_in_from_behind_a_url_too(
         config = DataConfig(
             manifest=server.url,
             on_bad_sample="replace",
-            threads=1,
+            workers=1,
             cache_dir=tmp_path / "cache",
             cache_size=ByteSize(4 * largest),
             patience_seconds=20,

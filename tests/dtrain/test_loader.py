@@ -1,29 +1,27 @@
 """The loader: the batches of the plan whatever the threads, errors that arrive, nothing left behind."""
 
-import os
+import gc
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
 
-from dtrain.data.loader import HostBatch, Loader, to_device
+from dtrain.data.loader import HostBatch, to_device
 from dtrain.data.order import EpochOrder, Reading, SampleRefs
 from dtrain.data.reader import ShardReader
+from dtrain.data.workers import WorkerKind
 from shard_tools.errors import UserError
 from shard_tools.tar import member_header
 
-from .conftest import Shards, pack
+from .conftest import ALL_WORKERS, IN_THE_LOOP, Shards, WorkerOptions, open_loader, pack
 
 BATCH = 6
-
-
-def make_loader(shards: Shards, *, threads: int = 0, size: int = 48, cache: int = 2**20) -> Loader:
-    return Loader(shards.files, shards.manifest, "train", size=size, threads=threads, background_cache_bytes=cache)
 
 
 def reading(shards: Shards, epoch: int = 0, step: int = 0) -> Reading:
@@ -35,8 +33,10 @@ def plan(shards: Shards, epoch: int = 0) -> list[SampleRefs]:
     return list(reading(shards, epoch).batches)
 
 
-def load(shards: Shards, *, threads: int = 0, size: int = 48, cache: int = 2**20) -> list[HostBatch]:
-    with closing(make_loader(shards, threads=threads, size=size, cache=cache)) as loader:
+def load(
+    shards: Shards, *, workers: WorkerOptions = IN_THE_LOOP, size: int = 48, cache: int = 2**20
+) -> list[HostBatch]:
+    with open_loader(shards, workers=workers, size=size, cache=cache) as loader:
         return list(loader.batches(reading(shards)))
 
 
@@ -44,13 +44,15 @@ def raw(batch: HostBatch) -> list[bytes]:
     return [tensor.numpy().tobytes() for tensor in (batch.bg, batch.fgbg, batch.depth, batch.mask)]
 
 
-def decoding_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("decode")]
+def loading() -> list[str]:
+    """Threads and children of this process that load."""
+    threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("load")]
+    return threads + [str(child) for child in psutil.Process().children() if "decode_process" in str(child.cmdline())]
 
 
 def test_batches_come_in_the_order_of_the_plan_with_the_pixels_of_the_files(shards: Shards) -> None:
     reader = ShardReader(shards.files, shards.manifest, "train", ("bg",))
-    batches = load(shards, threads=2)
+    batches = load(shards, workers=WorkerOptions(2))
     assert len(batches) == 5
     for refs, batch in zip(plan(shards), batches, strict=True):
         places = zip(refs.shard.tolist(), refs.sample.tolist(), strict=True)
@@ -65,17 +67,17 @@ def test_batches_come_in_the_order_of_the_plan_with_the_pixels_of_the_files(shar
                 assert np.abs(tensor[row].numpy() - expected).max() <= 1, file
 
 
-@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("workers", ALL_WORKERS[1:])
 @pytest.mark.parametrize("cache", [0, 20_000, 2**20])
-def test_threads_and_cache_change_nothing(shards: Shards, threads: int, cache: int) -> None:
+def test_workers_and_cache_change_nothing(shards: Shards, workers: WorkerOptions, cache: int) -> None:
     expected = load(shards)
-    found = load(shards, threads=threads, cache=cache)
+    found = load(shards, workers=workers, cache=cache)
     assert [batch.keys for batch in found] == [batch.keys for batch in expected]
     assert [raw(batch) for batch in found] == [raw(batch) for batch in expected]
 
 
-@pytest.mark.parametrize("threads", [0, 1, 3])
-def test_batches_are_read_only_a_little_ahead(shards: Shards, threads: int) -> None:
+@pytest.mark.parametrize("workers", ALL_WORKERS)
+def test_batches_are_read_only_a_little_ahead(shards: Shards, workers: WorkerOptions) -> None:
     asked: list[int] = []
 
     def lazily() -> Iterator[SampleRefs]:
@@ -83,16 +85,17 @@ def test_batches_are_read_only_a_little_ahead(shards: Shards, threads: int) -> N
             asked.append(len(asked))
             yield refs
 
-    with closing(make_loader(shards, threads=threads)) as loader:
+    with open_loader(shards, workers=workers) as loader:
         batches = loader.batches(reading(shards)._replace(batches=lazily()))
         assert asked == []
         next(batches)
-        assert len(asked) == threads + 1
+        ahead = {"thread": workers.count + 1, "process": 2 * workers.count}[workers.kind]
+        assert len(asked) == min(ahead, len(plan(shards)))
         assert len(list(batches)) == len(plan(shards)) - 1
 
 
 def test_a_loader_serves_epoch_after_epoch(shards: Shards) -> None:
-    with closing(make_loader(shards, threads=2)) as loader:
+    with open_loader(shards, workers=WorkerOptions(2)) as loader:
         epochs = [[key for batch in loader.batches(reading(shards, epoch)) for key in batch.keys] for epoch in (0, 1)]
     assert epochs[0] != epochs[1]
     assert sorted(epochs[0]) == sorted(epochs[1])
@@ -114,17 +117,17 @@ def spoil_an_image(shards: Shards) -> tuple[Path, str]:
     return path, name.removesuffix(f".{extension}")
 
 
-@pytest.mark.parametrize("threads", [0, 1, 3])
-def test_an_image_that_cannot_be_decoded_is_named_to_the_consumer(own_shards: Shards, threads: int) -> None:
+@pytest.mark.parametrize("workers", ALL_WORKERS)
+def test_an_image_that_cannot_be_decoded_is_named_to_the_consumer(own_shards: Shards, workers: WorkerOptions) -> None:
     path, key = spoil_an_image(own_shards)
     (number,) = [number for number, batch in enumerate(load_keys(own_shards)) if key in batch]
-    with closing(make_loader(own_shards, threads=threads)) as loader:
+    with open_loader(own_shards, workers=workers) as loader:
         batches = loader.batches(reading(own_shards))
         for _ in range(number):
             next(batches)
         with pytest.raises(UserError, match=rf"^{path}: sample '{key}': mask can't be decoded: "):
             next(batches)
-    assert decoding_threads() == []
+    assert loading() == []
 
 
 def load_keys(shards: Shards) -> list[list[str]]:
@@ -135,37 +138,41 @@ def load_keys(shards: Shards) -> list[list[str]]:
     ]
 
 
-@pytest.mark.parametrize("threads", [0, 2])
-def test_a_missing_shard_reaches_the_consumer(own_shards: Shards, threads: int) -> None:
+@pytest.mark.parametrize("workers", ALL_WORKERS)
+def test_a_missing_shard_reaches_the_consumer(own_shards: Shards, workers: WorkerOptions) -> None:
     (own_shards.folder / "train-000003.tar").unlink()
     with (
-        closing(make_loader(own_shards, threads=threads)) as loader,
+        open_loader(own_shards, workers=workers) as loader,
         pytest.raises(UserError, match=r"train-000003\.tar: cannot be opened"),
     ):
         list(loader.batches(reading(own_shards)))
 
 
-def open_files(folder: Path) -> int:
-    return sum(os.path.realpath(path).startswith(f"{folder}/") for path in Path("/proc/self/fd").iterdir())
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
+@pytest.mark.parametrize("kind", get_args(WorkerKind))
 @pytest.mark.parametrize("finish", ["exhausted", "abandoned", "never begun", "dropped"])
-def test_closing_leaves_no_threads_and_no_files(shards: Shards, finish: str) -> None:
-    before = threading.active_count()
-    loader = make_loader(shards, threads=4)
-    batches = loader.batches(Reading(iter(plan(shards) * 3), []))
-    if finish == "exhausted":
-        assert len(list(batches)) == 15
-    elif finish != "never begun":
-        next(batches)
-        next(batches)
-        assert decoding_threads() != []
-    if finish == "dropped":
-        del batches
-    loader.close()
-    assert decoding_threads() == []
+def test_closing_leaves_no_workers_and_no_files(shards: Shards, finish: str, kind: WorkerKind) -> None:
+    gc.collect()
+    before, files_before = threading.active_count(), open_files()
+    with open_loader(shards, workers=WorkerOptions(4, kind)) as loader:
+        batches = loader.batches(Reading(iter(plan(shards) * 3), []))
+        if finish == "exhausted":
+            assert len(list(batches)) == 15
+        elif finish != "never begun":
+            next(batches)
+            next(batches)
+            assert loading() != []
+        if finish == "dropped":
+            del batches
+    assert loading() == []
     assert threading.active_count() == before
-    assert open_files(shards.folder) == 0
+    del loader
+    if finish != "dropped":
+        del batches
+    assert open_files() == files_before
 
 
 @pytest.mark.parametrize(("size", "side"), [(48, 48), (24, 24), (8, 12), (32, 36), (96, 48)])
@@ -208,11 +215,13 @@ def other_shards(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Shar
     return make
 
 
-@pytest.mark.parametrize("threads", [0, 2])
-def test_images_of_several_sizes_are_brought_to_one(other_shards: Callable[..., Shards], threads: int) -> None:
+@pytest.mark.parametrize("workers", ALL_WORKERS)
+def test_images_of_several_sizes_are_brought_to_one(
+    other_shards: Callable[..., Shards], workers: WorkerOptions
+) -> None:
     shards = other_shards((48, 48), (64, 40), (30, 50), (56, 56))
     assert shards.manifest.component("bg").size is None
-    batches = load(shards, threads=threads, size=32)
+    batches = load(shards, workers=workers, size=32)
     assert {batch.fgbg.shape for batch in batches} == {(BATCH, 32, 32, 3)}
     for batch in batches:
         for row, key in enumerate(batch.keys):

@@ -142,7 +142,7 @@ def test_a_changed_configuration_is_refused_with_what_changed(
 
 
 def test_what_changes_speed_alone_may_change(begun: RunFolder, make_config: MakeConfig, shards: Shards) -> None:
-    config = make_config("--data.threads=0", "--max_micro_batch=2", "--checkpoint.every_steps=1")
+    config = make_config("--data.workers=0", "--max_micro_batch=2", "--checkpoint.every_steps=1")
     assert start(config, shards).position == Position(0, 1, 3)
     assert begun.load_config() == config
 

@@ -1,23 +1,19 @@
 """Going to the middle of an epoch reads nothing of what comes before it."""
 
 import shutil
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from dtrain.data.loader import Loader
 from dtrain.data.order import EpochOrder
-from dtrain.data.reader import LocalFiles
 from shard_tools.errors import UserError
 from shard_tools.index import parse_index
-from shard_tools.storage import LocalStorage
 
-from .conftest import Shards
+from .conftest import ALL_WORKERS, Shards, WorkerOptions, open_loader
 
 
-@pytest.mark.parametrize("threads", [0, 2])
-def test_samples_of_steps_that_are_done_are_not_read(shards: Shards, tmp_path: Path, threads: int) -> None:
+@pytest.mark.parametrize("workers", ALL_WORKERS)
+def test_samples_of_steps_that_are_done_are_not_read(shards: Shards, tmp_path: Path, workers: WorkerOptions) -> None:
     folder = tmp_path / "shards"
     shutil.copytree(shards.folder, folder)
     train = shards.manifest.split("train").shards
@@ -27,9 +23,7 @@ def test_samples_of_steps_that_are_done_are_not_read(shards: Shards, tmp_path: P
         for shard, sample in zip(refs.shard.tolist(), refs.sample.tolist(), strict=True):
             destroy(folder / train[shard].file, sample)
 
-    files = LocalFiles(LocalStorage(folder))
-    loader = Loader(files, shards.manifest, "train", size=48, threads=threads, background_cache_bytes=2**20)
-    with closing(loader):
+    with open_loader(Shards(shards.source, folder), workers=workers) as loader:
         rest = list(loader.batches(order.reading(middle, [range(6)])))
         assert len(rest) == order.steps - middle > 0
         with pytest.raises(UserError, match="can't be decoded"):

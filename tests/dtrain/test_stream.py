@@ -58,7 +58,7 @@ def data_config(place: Path | str, *, suffix: str = ".tar", threads: int = 0, **
     }
     stream |= {key: value for key, value in options.items() if key in StreamConfig.model_fields}
     others = {key: value for key, value in options.items() if key not in StreamConfig.model_fields}
-    return DataConfig.model_validate({"loader": "webdataset", "threads": threads, "stream": stream, **others})
+    return DataConfig.model_validate({"loader": "webdataset", "workers": threads, "stream": stream, **others})
 
 
 def open_tars(place: Path | str, **options: object) -> Dataset:

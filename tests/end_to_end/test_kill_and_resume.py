@@ -58,7 +58,7 @@ def test_three_processes_killed_twice_end_with_the_same_bytes(run: Run) -> None:
 
 @pytest.mark.parametrize("threads", [0, 1, 2])
 def test_sigterm_saves_that_very_step_and_leaves_nothing_behind(run: Run, undisturbed: Run, threads: int) -> None:
-    launched = run.launch("--data.threads", str(threads), "--checkpoint.every_steps", "1000")
+    launched = run.launch("--data.workers", str(threads), "--checkpoint.every_steps", "1000")
     run.wait_for_step(launched, 23 + threads)
     processes = launched.tree()
     assert len(processes) >= 3
@@ -73,7 +73,7 @@ def test_sigterm_saves_that_very_step_and_leaves_nothing_behind(run: Run, undist
     assert status["global_step"] == run.last_step() < TOTAL_STEPS
     assert run.checkpoints()[-1] == f"step-{status['global_step']:08d}"
 
-    run.train("--data.threads", str(threads))
+    run.train("--data.workers", str(threads))
     (resume,) = run.events("resume")
     assert resume["global_step"] == status["global_step"]
     assert resume["repeated_steps"] == 0

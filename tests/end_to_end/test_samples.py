@@ -19,7 +19,7 @@ from .conftest import BATCH, EPOCHS, STEPS, TRAIN_SAMPLES, Run
 def test_steps_have_the_same_samples_for_any_processes_and_threads(
     run: Run, undisturbed: Run, processes: int, threads: int
 ) -> None:
-    run.train("--data.threads", str(threads), processes=processes)
+    run.train("--data.workers", str(threads), processes=processes)
     assert run.consumed() == undisturbed.consumed()
     losses = [
         [line["loss"] for line in r.lines("metrics.jsonl") if line["kind"] == "train"] for r in (run, undisturbed)

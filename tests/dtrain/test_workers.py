@@ -1,0 +1,147 @@
+"""Processes that load: they outlive signals, never their parent, and their end is an error with a way out."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from dtrain.data.buffers import BatchBuffers
+from dtrain.data.decode_process import Channel
+from dtrain.data.order import EpochOrder, Reading
+from shard_tools.errors import UserError
+
+from .conftest import Shards, WorkerOptions, open_loader
+
+TWO = WorkerOptions(2, "process")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def reading(shards: Shards) -> Reading:
+    return EpochOrder(shards.lengths(), seed=1, stage=0, epoch=0, global_batch=6).reading(0, [range(6)])
+
+
+def children(parent: int | None = None) -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process(parent).children():
+        with suppress(psutil.NoSuchProcess):
+            if "decode_process" in str(child.cmdline()):
+                found.append(child)
+    return found
+
+
+def test_signals_that_are_meant_for_the_trainer_do_not_end_them(shards: Shards) -> None:
+    with open_loader(shards, workers=TWO) as loader:
+        for _ in range(2):  # at once after the start, and in the middle of work
+            found = children()
+            assert len(found) == 2
+            for child in found:
+                for number in SIGNALS:
+                    child.send_signal(number)
+            assert len(list(loader.batches(reading(shards)))) == 5
+        assert children() == found
+    assert children() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_one_that_is_killed_is_an_error_and_nothing_hangs(shards: Shards, number: signal.Signals) -> None:
+    with open_loader(shards, workers=TWO) as loader:
+        batches = loader.batches(reading(shards))
+        next(batches)
+        for child in children():
+            child.send_signal(number)
+        expected = rf"a decoding process was ended by {number.name}; .*data\.workers, or data\.worker_kind thread"
+        for _ in range(2):  # nor is it any better later
+            with pytest.raises(UserError, match=expected):
+                list(loader.batches(reading(shards)))
+    assert children() == []
+
+
+def test_one_that_cannot_start_is_an_error(shards: Shards, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "simplejpeg.py").write_text("raise SystemExit(3)")
+    monkeypatch.syspath_prepend(tmp_path)
+    expected = "a decoding process ended with exit status 3; what it printed says why"
+    with open_loader(shards, workers=TWO) as loader, pytest.raises(UserError, match=expected):
+        list(loader.batches(reading(shards)))
+
+
+PARENT = """
+import sys
+from dtrain.data.workers import Workers
+if __name__ == "__main__":
+    workers = Workers(3, kind="process", decode="fast", background_cache_bytes=0)
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, None])
+def test_they_never_outlive_their_parent(end: signal.Signals | None) -> None:
+    """Not even if it is killed, or simply ends without having closed anything."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == b"ready\n"
+    found = children(parent.pid)
+    assert len(found) == 3
+    if end is not None:
+        parent.send_signal(end)
+    parent.communicate(timeout=20)
+    assert psutil.wait_procs(found, timeout=20)[1] == []
+
+
+def test_they_never_load_torch(shards: Shards) -> None:
+    """Which would cost seconds and hundreds of megabytes each."""
+    with open_loader(shards, workers=TWO) as loader:
+        list(loader.batches(reading(shards)))
+        for child in children():
+            maps = Path(f"/proc/{child.pid}/maps").read_text()
+            assert "simplejpeg" in maps
+            assert "libtorch" not in maps
+
+
+def shared_memory(pid: int) -> set[str]:
+    """Mappings of batches in a process, by inode."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return {line.split()[4] for line in lines if "dtrain-batch" in line}
+
+
+def test_memory_and_files_of_a_loader_that_has_ended_are_let_go(shards: Shards) -> None:
+    with open_loader(shards, workers=WorkerOptions(1, "process")) as loader:
+        list(loader.batches(reading(shards)))
+        (child,) = children()
+        before = shared_memory(child.pid)
+        assert before
+        assert not [file for file in child.open_files() if file.path.endswith(".tar")]
+        loader._buffers = BatchBuffers(2, loader._workers.memory)
+        list(loader.batches(reading(shards)))
+        after = shared_memory(child.pid)
+        assert after
+        assert not before & after
+
+
+def test_many_descriptors_go_with_one_message(tmp_path: Path) -> None:
+    """A batch may draw from hundreds of shards; the kernel takes 253 at a time."""
+    ours, theirs = map(Channel, socket.socketpair())
+    files = [(tmp_path / f"{number}").open("w") for number in range(301)]
+    ours.send({"some": "thing"}, [file.fileno() for file in files])
+    message, descriptors = theirs.receive(20)
+    assert message == {"some": "thing"}
+    names = [Path(f"/proc/self/fd/{number}").readlink().name for number in descriptors]
+    assert names == [f"{number}" for number in range(301)]
+    for number in descriptors:
+        os.close(number)
+    for file in files:
+        file.close()
+    with pytest.raises(TimeoutError):
+        theirs.receive(0.05)
+    ours.close()
+    with pytest.raises(EOFError):
+        theirs.receive()
+    theirs.close()

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from bench.big_tree import make_big_tree
-from shard_tools.layouts import COMPONENTS
+from shard_tools.components import COMPONENTS
 
 FOLDER = Path(__file__).parent / "data"
 PHOTOS = Path(__file__).parents[2] / "shared" / "real"

@@ -9,7 +9,7 @@ import torch
 
 from bench.peers import BATCH, DECODERS, DecodeBatch
 from bench.turns import Epoch
-from shard_tools.layouts import COMPONENTS
+from shard_tools.components import COMPONENTS
 
 
 def _let_torchvision_be_imported() -> None:

@@ -25,7 +25,8 @@ import webdataset
 
 from bench.big_tree import make_big_tree
 from bench.dataset import FOLDER, sample_tree
-from shard_tools.layouts import COMPONENTS, SourceTuple
+from shard_tools.components import COMPONENTS
+from shard_tools.layouts import SourceTuple
 from shard_tools.layouts.nested import scan
 from shard_tools.manifest import read_manifest
 from shard_tools.permutation import permutation

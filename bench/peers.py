@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from bench.turns import Epoch
-from shard_tools.layouts import COMPONENTS, nested
+from shard_tools.components import COMPONENTS
+from shard_tools.layouts import nested
 
 BATCH = 64
 

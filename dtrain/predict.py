@@ -13,7 +13,7 @@ from dtrain.panel import PanelSamples, draw_panel
 from dtrain.sizes import check_size
 from dtrain.trained import load_trained
 from shard_tools.atomic import atomic_file
-from shard_tools.checks import MAX_PIXELS
+from shard_tools.components import MAX_PIXELS
 from shard_tools.errors import UserError
 
 

@@ -9,9 +9,9 @@ from io import BufferedReader
 from shard_tools.check_shard import hash_key
 from shard_tools.checks import ORIENTATIONS, Flaw, ImageInfo, JpegHeaders, inspect_image
 from shard_tools.component_names import ComponentMember
+from shard_tools.components import GRAY_COMPONENTS
 from shard_tools.grouping import Grouping
 from shard_tools.index import IndexedSample
-from shard_tools.layouts import GRAY_COMPONENTS
 from shard_tools.manifest import Shard
 from shard_tools.pixels import GRAY_EXPECTED
 from shard_tools.records import ComponentSeen, summarize_images

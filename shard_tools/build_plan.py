@@ -9,10 +9,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from shard_tools.checks import Problem
+from shard_tools.components import COMPONENTS
 from shard_tools.encode import DEFAULT_QUALITY, Encoding
 from shard_tools.errors import UserError
 from shard_tools.estimate import tuples_per_shard
-from shard_tools.layouts import COMPONENTS, Findings, SourceTuple
+from shard_tools.layouts import Findings, SourceTuple
 from shard_tools.pack import OnBad, ShardTask, StoredComponent
 from shard_tools.plan import PlannedShard, plan_shards
 from shard_tools.source_images import Check, ImageRules

@@ -9,7 +9,8 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 from pydantic.dataclasses import dataclass
 
-MAX_PIXELS = 2**27
+from shard_tools.components import MAX_PIXELS
+
 EXTENSIONS = {
     **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "jpg"),
     ".png": "png",

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from shard_tools.checks import EXTENSIONS
+from shard_tools.components import COMPONENTS
 from shard_tools.errors import UserError
 from shard_tools.index import IndexedSample
-from shard_tools.layouts import COMPONENTS
 
 
 class ComponentMember(NamedTuple):

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from shard_tools.layouts import COMPONENTS
+from shard_tools.components import COMPONENTS
 from shard_tools.pixels import Pixels
 
 CELL = 160

@@ -1,7 +1,7 @@
 """The images of a tuple as pixels. One that cannot be decoded is named by shard, sample and component."""
 
+from shard_tools.components import GRAY_COMPONENTS
 from shard_tools.errors import UserError
-from shard_tools.layouts import GRAY_COMPONENTS
 from shard_tools.pixels import Pixels, decode_gray, decode_rgb
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from shard_tools.components import COMPONENTS
 from shard_tools.errors import UserError
-from shard_tools.layouts import COMPONENTS, Findings, Groups
+from shard_tools.layouts import Findings, Groups
 from shard_tools.layouts.choose import find_tuples
 
 

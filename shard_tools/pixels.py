@@ -8,7 +8,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from shard_tools.checks import MAX_PIXELS, READABLE_FORMATS, exif_orientation
+from shard_tools.checks import READABLE_FORMATS, exif_orientation
+from shard_tools.components import MAX_PIXELS
 
 Pixels = NDArray[np.uint8]
 

@@ -7,11 +7,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
+from shard_tools.components import COMPONENTS
 from shard_tools.contact_sheet import Row, draw_sheet, make_row
 from shard_tools.decoded import decode_component
 from shard_tools.errors import UserError
 from shard_tools.index import IndexedSample
-from shard_tools.layouts import COMPONENTS
 from shard_tools.manifest import Manifest, Shard, open_shards
 from shard_tools.output import prepare_folder, write_output
 from shard_tools.permutation import permutation

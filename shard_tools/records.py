@@ -7,7 +7,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict, Field
 
 from shard_tools.checks import ImageInfo, Problem
-from shard_tools.layouts import GRAY_COMPONENTS
+from shard_tools.components import GRAY_COMPONENTS
 from shard_tools.manifest import Shard
 
 STATE = ".build"

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from shard_tools.checks import FIRST_ON_ITS_SIDE, ORIENTATIONS, Flaw, ImageInfo, JpegHeaders, Kind, inspect_image
+from shard_tools.components import BACKGROUND
 from shard_tools.encode import Encoding, encode
-from shard_tools.layouts import BACKGROUND
 from shard_tools.pixels import GRAY_EXPECTED, NotGrayError, decode_gray, decode_rgb, gray_channels_differ
 
 Check = Literal["none", "header", "decode"]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shard_tools.layouts import COMPONENTS
+from shard_tools.components import COMPONENTS
 
 LEVELS = 256
 COVERAGE_BINS = 50

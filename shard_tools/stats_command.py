@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from shard_tools.components import COMPONENTS
 from shard_tools.decoded import decode_component
 from shard_tools.errors import UserError
-from shard_tools.layouts import COMPONENTS
 from shard_tools.manifest import Manifest, Shard, open_shards
 from shard_tools.output import prepare_folder, write_output
 from shard_tools.progress import progress

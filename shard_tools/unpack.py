@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from shard_tools.checks import EXTENSIONS
+from shard_tools.components import BACKGROUND
 from shard_tools.errors import UserError
 from shard_tools.index import IndexedSample
-from shard_tools.layouts import BACKGROUND
 from shard_tools.manifest import Component, Manifest, Shard, open_shards
 from shard_tools.metadata import EXTENSION, background_key, parse_metadata, source_files
 from shard_tools.progress import progress

@@ -19,8 +19,8 @@ from shard_tools.check_shard import (
     hash_key,
     read_raw_index,
 )
+from shard_tools.components import BACKGROUND
 from shard_tools.errors import UserError
-from shard_tools.layouts import BACKGROUND
 from shard_tools.manifest import MANIFEST_NAME, Manifest, Shard, Split, open_shards
 from shard_tools.progress import progress
 from shard_tools.storage import Storage

@@ -13,7 +13,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from shard_tools.checks import MAX_PIXELS
+from shard_tools.components import MAX_PIXELS
 
 Pixels = NDArray[np.uint8]
 Encoded = bytes | memoryview

@@ -19,8 +19,8 @@ from dtrain.data.order import Reading, SampleRefs
 from dtrain.data.reader import ShardFiles, ShardReader
 from dtrain.data.rows import CHANNELS, Shape, bytes_of, slots_in
 from dtrain.data.workers import BatchMemory, Workers
+from shard_tools.components import COMPONENTS
 from shard_tools.errors import UserError
-from shard_tools.layouts import COMPONENTS
 from shard_tools.manifest import Manifest
 
 GIVE_UP_SECONDS = 0.5

@@ -15,9 +15,9 @@ from dtrain.data.located import Descriptor, Located
 from dtrain.data.order import Span
 from dtrain.data.rows import WAY_OUT, Backgrounds, Indices, ShardTable, Wanted
 from dtrain.data.uses import ShardUse
+from shard_tools.components import BACKGROUND
 from shard_tools.errors import UserError
 from shard_tools.index import Places, find_members
-from shard_tools.layouts import BACKGROUND
 from shard_tools.manifest import Manifest, Shard
 from shard_tools.samples import decode_index, read_index_bytes
 from shard_tools.storage import LocalStorage

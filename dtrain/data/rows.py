@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dtrain.data.decode import DECODERS, BackgroundCache, Decode, Encoded, Pixels, decode_batch
+from shard_tools.components import BACKGROUND, COMPONENTS
 from shard_tools.errors import UserError
-from shard_tools.layouts import BACKGROUND, COMPONENTS
 
 CHANNELS = (3, 3, 1, 1)
 """Of the slots of each of `COMPONENTS`."""

@@ -11,15 +11,6 @@ from numpy.typing import NDArray
 
 from shard_tools.checks import Problem
 
-COMPONENTS = ("bg", "fgbg", "depth", "mask")
-"""The images of a tuple, in the order in which a shard holds them."""
-
-BACKGROUND = "bg"
-"""The one that many tuples share."""
-
-GRAY_COMPONENTS = ("depth", "mask")
-"""Those that are read as one channel."""
-
 
 class SourceTuple(NamedTuple):
     """One training example.

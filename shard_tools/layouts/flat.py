@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from shard_tools.checks import EXTENSIONS, Problem
+from shard_tools.components import COMPONENTS
 from shard_tools.errors import UserError
-from shard_tools.layouts import COMPONENTS, Findings
+from shard_tools.layouts import Findings
 from shard_tools.layouts.flat_tuples import FlatTuples, GroupFolder
 from shard_tools.layouts.names import Strays, cannot_list, one_extension, suffix_of, unused_backgrounds
 

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from shard_tools.checks import EXTENSIONS, Problem
+from shard_tools.components import COMPONENTS
 from shard_tools.errors import UserError
-from shard_tools.layouts import COMPONENTS, Findings, Groups, LazyTuples, SourceTuple
+from shard_tools.layouts import Findings, Groups, LazyTuples, SourceTuple
 from shard_tools.layouts.names import Strays, cannot_list, one_extension, suffix_of, unused_backgrounds
 
 NAME = "nested"

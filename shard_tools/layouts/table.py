@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from shard_tools.checks import EXTENSIONS, Problem
+from shard_tools.components import COMPONENTS
 from shard_tools.errors import UserError
-from shard_tools.layouts import COMPONENTS, Findings, Groups, LazyTuples, SourceTuple
+from shard_tools.layouts import Findings, Groups, LazyTuples, SourceTuple
 from shard_tools.layouts.names import printable, suffix_of
 from shard_tools.layouts.table_rows import READERS, Row, read_rows
 from shard_tools.layouts.texts import Texts

@@ -14,8 +14,8 @@ import pytest
 
 from dtrain.data import reader as reader_module
 from dtrain.data.reader import ShardReader
+from shard_tools.components import COMPONENTS
 from shard_tools.errors import UserError
-from shard_tools.layouts import COMPONENTS
 
 from .conftest import BACKGROUNDS, PLACEMENTS, Shards, pack
 

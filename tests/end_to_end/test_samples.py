@@ -8,7 +8,7 @@ import pytest
 import webdataset
 
 from dtrain.data.reader import LocalFiles, ShardReader
-from shard_tools.layouts import COMPONENTS
+from shard_tools.components import COMPONENTS
 from shard_tools.manifest import read_manifest
 from shard_tools.storage import LocalStorage
 

@@ -63,9 +63,9 @@ def decode_exactly(data: Encoded, slot: Pixels) -> None:
 DECODERS: dict[Decode, Decoder] = {"fast": decode_into, "exact": decode_exactly}
 
 
-def decode_batch(decode: Decoder, images: Sequence[Encoded], slots: Pixels) -> dict[int, ValueError]:
+def decode_batch(decode: Decoder, images: Sequence[Encoded], slots: Pixels) -> dict[int, str]:
     """Decode images into as many slots, (n, H, W, C); what is wrong with which, by row."""
-    wrong: dict[int, ValueError] = {}
+    wrong: dict[int, str] = {}
     begun = 0
     while begun < len(images):
         decoded = _decode_run(images[begun:], slots[begun:]) if decode is decode_into else []
@@ -78,7 +78,7 @@ def decode_batch(decode: Decoder, images: Sequence[Encoded], slots: Pixels) -> d
             try:
                 decode(images[row], slots[row])
             except ValueError as error:
-                wrong[row] = error
+                wrong[row] = str(error)  # not the error, whose frames hold on to all that is open here
     return wrong
 
 

@@ -128,6 +128,8 @@ class Loader:
             running = [future for future in pending if not future.cancel()]
             self.reader.end()
             wait(running)
+            pending.clear()
+            running.clear()
 
     def close(self) -> None:
         """Let go of files; the workers go on."""
@@ -136,16 +138,7 @@ class Loader:
     def _load(self, number: int, refs: SampleRefs, others: Others | None, ended: threading.Event) -> HostBatch:
         shape = (len(refs), *self._slot)
         memory, whole = self._buffers.take(bytes_of(shape))
-        keys: list[str] = []
-        wrong: dict[int, str] = {}
-        for start in range(0, len(refs), TASK_ROWS):
-            if ended.is_set():
-                raise GaveUpError
-            rows = slice(start, start + TASK_ROWS)
-            located = self.reader.locate(refs.shard[rows], refs.sample[rows])
-            loaded = self._workers.load(located, memory, shape, start)
-            keys += loaded.keys
-            wrong |= {start + row: reason for row, reason in loaded.wrong.items()}
+        keys, wrong = self._load_rows(refs, memory, shape, ended)
         bad = []
         for row, reason in sorted(wrong.items()):
             problem = BadSampleError(self.reader.shard_path(int(refs.shard[row])), keys[row], reason)
@@ -163,6 +156,22 @@ class Loader:
         bg, fgbg, depth, mask = tensors
         return HostBatch(keys, bg, fgbg, depth, mask, tuple(bad))
 
+    def _load_rows(
+        self, refs: SampleRefs, memory: BatchMemory, shape: Shape, ended: threading.Event
+    ) -> tuple[list[str], dict[int, str]]:
+        """Fill all rows that can be decoded; the keys of all, and what is wrong with the others."""
+        keys: list[str] = []
+        wrong: dict[int, str] = {}
+        for start in range(0, len(refs), TASK_ROWS):
+            if ended.is_set():
+                raise GaveUpError
+            rows = slice(start, start + TASK_ROWS)
+            located = self.reader.locate(refs.shard[rows], refs.sample[rows])
+            loaded = self._workers.load(located, memory, shape, start)
+            keys += loaded.keys
+            wrong |= {start + row: reason for row, reason in loaded.wrong.items()}
+        return keys, wrong
+
     def _load_first(self, places: Iterator[tuple[int, int]], memory: BatchMemory, shape: Shape, row: int) -> str:
         """Fill a row with the first of these samples that can be decoded; its key."""
         for shard, sample in places:
@@ -178,14 +187,17 @@ class GaveUpError(Exception):
 
 def result(future: Future[Result], give_up: Callable[[], bool]) -> Result:
     """The result once it is there; GaveUpError if it is not and `give_up` says so, which is asked now and then."""
-    while True:
-        try:
-            return future.result(timeout=GIVE_UP_SECONDS)
-        except TimeoutError:
-            if future.done():
-                raise  # it is the function's own
-            if give_up():
-                raise GaveUpError from None
+    try:
+        while True:
+            try:
+                return future.result(timeout=GIVE_UP_SECONDS)
+            except TimeoutError:
+                if future.done():
+                    raise  # it is the function's own
+                if give_up():
+                    raise GaveUpError from None
+    finally:
+        del future  # or what it raised would hold on to it, and both to all that is open there
 
 
 class BadSampleError(UserError):

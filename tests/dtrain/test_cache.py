@@ -559,7 +559,7 @@ def test_shards_are_borrowed_one_at_a_time(
 def test_what_comes_after_the_end_is_let_go(
     many: Shards, files: list[Shard], make_cache: MakeCache, tmp_path: Path
 ) -> None:
-    with nginx(many.folder, tmp_path / "nginx", "limit_rate 24k;") as server, ThreadPoolExecutor(1) as threads:
+    with nginx(many.folder, tmp_path / "nginx", "limit_rate 8k;") as server, ThreadPoolExecutor(1) as threads:
         cache = make_cache(server.url)
         waiting = threads.submit(cache.borrow, files[0])
         wait_until(lambda: len(names(tmp_path / "cache")) == 1)

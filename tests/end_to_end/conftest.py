@@ -71,7 +71,7 @@ class Run:
             yaml.safe_dump(
                 {
                     "run": str(self.folder),
-                    "data": {"manifest": str(self.shards), "threads": 1},
+                    "data": {"manifest": str(self.shards), "workers": 1},
                     "model": {"width": 0.0625},
                     "stages": [
                         {"size": 16, "batch": BATCH, "epochs": 2},

@@ -56,10 +56,10 @@ def test_three_processes_killed_twice_end_with_the_same_bytes(run: Run) -> None:
     assert run.final() == untouched.final()
 
 
-@pytest.mark.parametrize("threads", [0, 1, 2])
-def test_sigterm_saves_that_very_step_and_leaves_nothing_behind(run: Run, undisturbed: Run, threads: int) -> None:
-    launched = run.launch("--data.workers", str(threads), "--checkpoint.every_steps", "1000")
-    run.wait_for_step(launched, 23 + threads)
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_sigterm_saves_that_very_step_and_leaves_nothing_behind(run: Run, undisturbed: Run, workers: int) -> None:
+    launched = run.launch("--data.workers", str(workers), "--checkpoint.every_steps", "1000")
+    run.wait_for_step(launched, 23 + workers)
     processes = launched.tree()
     assert len(processes) >= 3
     asked = time.monotonic()
@@ -73,10 +73,39 @@ def test_sigterm_saves_that_very_step_and_leaves_nothing_behind(run: Run, undist
     assert status["global_step"] == run.last_step() < TOTAL_STEPS
     assert run.checkpoints()[-1] == f"step-{status['global_step']:08d}"
 
-    run.train("--data.workers", str(threads))
+    run.train("--data.workers", str(workers))
     (resume,) = run.events("resume")
     assert resume["global_step"] == status["global_step"]
     assert resume["repeated_steps"] == 0
+    assert run.final() == undisturbed.final()
+
+
+def test_a_signal_to_every_process_saves_too(run: Run, undisturbed: Run) -> None:
+    """As Slurm and a terminal send it: decoding processes get it as well."""
+    launched = run.launch("--data.workers", "2", "--checkpoint.every_steps", "1000")
+    run.wait_for_step(launched, 9)
+    processes = launched.tree()
+    decoding = [process for process in processes if "decode_process" in str(process.cmdline())]
+    assert len(decoding) == 2 * 2
+    for process in decoding + processes:
+        process.send_signal(signal.SIGTERM)
+    launched.finish()
+    assert not [process for process in processes if psutil.pid_exists(process.pid)]
+    assert run.status()["state"] == "preempted"
+    assert run.checkpoints()[-1] == f"step-{run.last_step():08d}"
+    run.train()
+    assert run.final() == undisturbed.final()
+
+
+def test_a_lost_decoding_process_is_named(run: Run, undisturbed: Run) -> None:
+    launched = run.launch("--data.workers", "1")
+    run.wait_for_step(launched, STEPS + 2)
+    victim, _ = [process for process in launched.tree() if "decode_process" in str(process.cmdline())]
+    victim.kill()
+    assert launched.finish() != 0
+    assert "a decoding process was ended by SIGKILL" in launched.output
+    assert f'File "{ROOT / "dtrain"}' not in launched.output, "a traceback of ours"
+    run.train()
     assert run.final() == undisturbed.final()
 
 
@@ -97,7 +126,11 @@ def test_a_process_whose_launcher_is_killed_saves_and_ends(run: Run) -> None:
 def test_a_lost_process_is_no_failure_of_the_run(run: Run, undisturbed: Run) -> None:
     launched = run.launch()
     run.wait_for_step(launched, STEPS + 2)
-    (second,) = [process for process in launched.tree() if process.environ().get("RANK") == "1"]
+    (second,) = [
+        process
+        for process in launched.tree()
+        if process.environ().get("RANK") == "1" and "decode_process" not in str(process.cmdline())
+    ]
     second.send_signal(signal.SIGKILL)
     assert launched.finish() != 0
     assert launched.output.count("lost another process") == 1

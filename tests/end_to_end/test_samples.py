@@ -15,11 +15,11 @@ from shard_tools.storage import LocalStorage
 from .conftest import BATCH, EPOCHS, STEPS, TRAIN_SAMPLES, Run
 
 
-@pytest.mark.parametrize(("processes", "threads"), [(1, 0), (3, 2)])
+@pytest.mark.parametrize(("processes", "workers"), [(1, 0), (3, 2)])
 def test_steps_have_the_same_samples_for_any_processes_and_threads(
-    run: Run, undisturbed: Run, processes: int, threads: int
+    run: Run, undisturbed: Run, processes: int, workers: int
 ) -> None:
-    run.train("--data.workers", str(threads), processes=processes)
+    run.train("--data.workers", str(workers), processes=processes)
     assert run.consumed() == undisturbed.consumed()
     losses = [
         [line["loss"] for line in r.lines("metrics.jsonl") if line["kind"] == "train"] for r in (run, undisturbed)

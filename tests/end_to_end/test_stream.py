@@ -34,7 +34,7 @@ def options(tars: Path) -> list[str]:
         "test_samples": TEST_SAMPLES,
         "shuffle": 50,
     }
-    data = {"loader": "webdataset", "threads": 1, "stream": stream}
+    data = {"loader": "webdataset", "workers": 1, "stream": stream}
     return ["--stages.1.epochs", "2", "--data", json.dumps(data)]
 
 

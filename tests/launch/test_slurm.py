@@ -399,7 +399,7 @@ def training(tmp_path: Path) -> Training:
         yaml.safe_dump(
             {
                 "run": str(run),
-                "data": {"manifest": str(shards), "threads": 1},
+                "data": {"manifest": str(shards), "workers": 1},
                 "model": {"width": 0.0625},
                 "stages": [{"size": 8, "batch": 12, "epochs": 4}],
                 "checkpoint": {"every_steps": 6},

@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
         "train",
         "begin a run, or go on with it",
         "Begin the run that CONFIG describes, or go on with it from its newest whole checkpoint. Started by a launcher "
-        "it runs as DDP on all processes. Every key of the configuration is an option: --data.threads 4, "
+        "it runs as DDP on all processes. Every key of the configuration is an option: --data.workers 4, "
         "--stages.1.batch 64, --run runs/other.",
         TRAIN_EXAMPLE,
     )

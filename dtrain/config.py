@@ -64,7 +64,7 @@ class DataConfig(_Section):
     train_split: str = "train"
     test_split: str = "test"
     workers: int = Field(2, ge=0, le=256, description="that decode beside each process's loop; 0 decodes in it")
-    worker_kind: Literal["process", "thread"] = Field("process", description="threads need less memory, are slower")
+    worker_kind: Literal["process", "thread"] = Field("process", description="webdataset always has threads")
     background_cache_mb: int = Field(64, ge=0, description="decoded backgrounds kept by each worker process")
     decode: Literal["fast", "exact"] = Field("fast", description="exact: Pillow's pixels and resize, slower")
     max_lanes: int = Field(64, ge=1, description="shards that a batch draws from at most; part of the order")

@@ -14,7 +14,8 @@ from dtrain.checkpoint import Checkpoint, load_checkpoint, remove_old, save_chec
 from dtrain.config import Config
 from dtrain.data.augment import augment, draw
 from dtrain.data.dataset import Dataset, open_dataset
-from dtrain.data.loader import BadSample, BatchSource, GaveUpError, HostBatch, blank_batch, to_device
+from dtrain.data.loader import BadSample, BatchSource, HostBatch, blank_batch, to_device
+from dtrain.data.workers import GaveUpError
 from dtrain.devices import ProcessError, broadcast_buffers, make_accelerator, on_main_process, settle_gradient_buckets
 from dtrain.evaluator import Evaluator
 from dtrain.journal import Journal
@@ -56,7 +57,6 @@ def _train(
     fresh: bool,
     overwrite: bool,
 ) -> None:
-    dataset.start()
     lengths = dataset.lengths(config.data.train_split)
     plan = plan_run(config, lengths, rank=accelerator.process_index, world_size=accelerator.num_processes)
     evaluator = Evaluator(config, dataset, accelerator, config.data.test_split)
@@ -94,6 +94,7 @@ def _open_together(config: Config, vote: Vote) -> Dataset:
     dataset = None
     try:
         dataset = open_dataset(config.data)
+        dataset.start()
     except UserError as error:
         vote.fail(error)
     vote.now()

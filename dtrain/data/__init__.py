@@ -1,1 +1,1 @@
-"""The data plane: a pure order, a reader told by it what to read, and threads that decode whole batches."""
+"""The data plane: a pure order, a reader told by it what to read, and workers that decode whole batches."""

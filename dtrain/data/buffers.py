@@ -4,6 +4,7 @@ Fresh memory of some tens of megabytes for each batch would be zeroed by the ker
 from decoding.
 """
 
+import math
 import threading
 import weakref
 from collections import deque
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dtrain.data.rows import CHANNELS, Shape
 from dtrain.data.workers import BatchMemory
 
 
@@ -26,11 +28,13 @@ class Lent(NamedTuple):
 class BatchBuffers:
     """Gives out uint8 tensors; their memory comes back by itself when the last tensor on it is gone. Thread-safe.
 
-    Keeps about `most` free pieces.
+    Keeps about `most` free pieces. Pinned memory is left to torch, which keeps its own and knows when the device has
+    copied it.
     """
 
-    def __init__(self, most: int, allocate: Callable[[int], BatchMemory]) -> None:
+    def __init__(self, most: int, allocate: Callable[[int], BatchMemory], *, pin_memory: bool = False) -> None:
         self._most = most
+        self._pin_memory = pin_memory
         self._allocate = allocate
         self._free: list[BatchMemory] = []
         self._returned: deque[BatchMemory] = deque()
@@ -38,6 +42,9 @@ class BatchBuffers:
 
     def take(self, size: int) -> Lent:
         """A tensor of so many bytes, with any content."""
+        if self._pin_memory:
+            pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+            return Lent(BatchMemory.over(pinned.numpy()), pinned)
         with self._lock:
             piece = self._find(size) or self._allocate(size)
         lent = piece.bytes[:size]  # what torch holds on to: when it dies, nothing can see the memory any more
@@ -55,3 +62,12 @@ class BatchBuffers:
             if len(self._free[number]) >= size:
                 return self._free.pop(number)
         return None
+
+
+def tensors_in(whole: Tensor, shape: Shape) -> list[Tensor]:
+    """The tensors of all components, (rows, H, W, C), in the memory of a batch, where `slots_in` has them.
+
+    Made by torch, which so still knows whose pinned memory they lie in.
+    """
+    parts = torch.split(whole, [math.prod(shape) * channels for channels in CHANNELS])
+    return [part.view(*shape, channels) for part, channels in zip(parts, CHANNELS, strict=True)]

@@ -9,9 +9,11 @@ import json
 import mmap
 import os
 import pickle
+import select
 import socket
 import struct
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -69,12 +71,16 @@ class Channel:
             self._send_descriptors(descriptors[start : start + _MOST_DESCRIPTORS])
         self._socket.sendall(data)
 
-    def receive(self, timeout: float | None = None) -> tuple[Any, list[int]]:
-        """A message and descriptors that are the caller's to close.
+    def has_message(self, seconds: float) -> bool:
+        """Whether there is something to receive, if only the end, after so many seconds at most."""
+        return bool(self._poll(select.POLLIN, round(seconds * 1000)))
 
-        Raises EOFError when the other end is closed, and TimeoutError after so many seconds without a byte.
-        """
-        self._socket.settimeout(timeout)
+    def wait_for_end(self) -> None:
+        """Return when the other end is closed."""
+        self._poll(0, None)
+
+    def receive(self) -> tuple[Any, list[int]]:
+        """A message and descriptors that are the caller's to close. Raises EOFError when the other end is closed."""
         length, count = _LENGTHS.unpack(self._take(_LENGTHS.size))
         descriptors: list[int] = []
         while len(descriptors) < count:
@@ -89,6 +95,11 @@ class Channel:
     def close(self) -> None:
         """Let the other end know."""
         self._socket.close()
+
+    def _poll(self, events: int, milliseconds: int | None) -> list[tuple[int, int]]:
+        poll = select.poll()
+        poll.register(self._socket, events)
+        return poll.poll(milliseconds)
 
     def _send_descriptors(self, descriptors: Sequence[int]) -> None:
         """The kernel counts those under way of all processes of a user, and may have to deliver some first."""
@@ -127,11 +138,10 @@ class Server:
             channel.send("ready")
             while True:
                 task, descriptors = channel.receive()
-                try:
-                    channel.send(self._answer(task, descriptors))
-                finally:
-                    for descriptor in descriptors:
-                        os.close(descriptor)
+                answer = self._answer(task, descriptors)
+                for descriptor in descriptors:  # before the parent lets go of the shards, which these hold locked
+                    os.close(descriptor)
+                channel.send(answer)
 
     def _answer(self, task: Task, descriptors: list[int]) -> Answer:
         try:
@@ -157,8 +167,14 @@ class Server:
         return self._memory[inode]
 
 
+def _end_with_parent(channel: Channel) -> None:
+    channel.wait_for_end()
+    os._exit(0)
+
+
 def main() -> None:
     """To be started with the descriptor of a socket, and how to decode."""
     descriptor, decode, background_cache_bytes = json.loads(sys.argv[1])
     channel = Channel(socket.socket(fileno=descriptor))
+    threading.Thread(target=_end_with_parent, args=(channel,), daemon=True).start()
     Server(RowLoader(SampleDecoder(decode, background_cache_bytes))).serve(channel)

@@ -1,6 +1,7 @@
 """Whole batches, decoded ahead by workers in an order that they cannot change."""
 
 import itertools
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -13,19 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dtrain.data.buffers import BatchBuffers
+from dtrain.data.buffers import BatchBuffers, tensors_in
 from dtrain.data.decode import Decode, decoded_size
 from dtrain.data.order import Reading, SampleRefs
 from dtrain.data.reader import ShardFiles, ShardReader
-from dtrain.data.rows import CHANNELS, Shape, bytes_of, slots_in
-from dtrain.data.workers import BatchMemory, Workers
+from dtrain.data.rows import CHANNELS, Shape, bytes_of
+from dtrain.data.workers import BatchMemory, GaveUpError, Slots, Workers
 from shard_tools.components import COMPONENTS
 from shard_tools.errors import UserError
 from shard_tools.manifest import Manifest
 
 GIVE_UP_SECONDS = 0.5
-TASK_ROWS = 256
-"""What a worker is given at most before it is asked whether anybody still waits for it."""
+TASK_PIXELS = 2**22
+"""What a worker is given at a time, before it is asked whether anybody still waits for it: some 25 ms of work."""
 
 OnBadSample = Literal["raise", "replace"]
 Others = Callable[[int, int], Iterator[tuple[int, int]]]
@@ -71,7 +72,7 @@ class BatchSource(Protocol):
         """The batches of `reading`, in its order; raises GaveUpError rather than wait on, once `give_up` says so."""
 
     def close(self) -> None:
-        """Let go of threads and files."""
+        """Let go of files, and of threads that are its own."""
 
 
 class Loader:
@@ -97,9 +98,10 @@ class Loader:
         self._workers = workers
         self._slot = _slot_size(manifest, size) if decode == "fast" else (size, size)
         self._replace = on_bad_sample == "replace"
-        self._pin_memory = pin_memory
+        self._pins_copies = pin_memory and workers.shares_memory
         self._ahead = workers.ahead
-        self._buffers = BatchBuffers(self._ahead + 1, workers.memory)
+        pins_at_once = pin_memory and not workers.shares_memory
+        self._buffers = BatchBuffers(self._ahead + 1, workers.memory, pin_memory=pins_at_once)
 
     def batches(self, reading: Reading, give_up: Callable[[], bool] = lambda: False) -> Generator[HostBatch]:
         """The batches of `reading`, in its order.
@@ -147,11 +149,11 @@ class Loader:
             used = self._load_first(others(number, row), memory, shape, row) if others else None
             bad.append(BadSample(keys[row], used, str(problem)))
             keys[row] = keys[row] if used is None else used
-        tensors = [torch.from_numpy(slots) for slots in slots_in(whole.numpy(), shape)]
+        tensors = tensors_in(whole, shape)
         if bad and others is None:
             kept = [row for row in range(len(refs)) if row not in wrong]
             keys, tensors = [keys[row] for row in kept], [tensor[kept] for tensor in tensors]
-        if self._pin_memory:
+        if self._pins_copies:
             tensors = [tensor.pin_memory() for tensor in tensors]
         bg, fgbg, depth, mask = tensors
         return HostBatch(keys, bg, fgbg, depth, mask, tuple(bad))
@@ -162,12 +164,13 @@ class Loader:
         """Fill all rows that can be decoded; the keys of all, and what is wrong with the others."""
         keys: list[str] = []
         wrong: dict[int, str] = {}
-        for start in range(0, len(refs), TASK_ROWS):
+        most = max(TASK_PIXELS // math.prod(self._slot), 1)
+        for start in range(0, len(refs), most):
             if ended.is_set():
                 raise GaveUpError
-            rows = slice(start, start + TASK_ROWS)
+            rows = slice(start, start + most)
             located = self.reader.locate(refs.shard[rows], refs.sample[rows])
-            loaded = self._workers.load(located, memory, shape, start)
+            loaded = self._workers.load(located, Slots(memory, shape, start), ended)
             keys += loaded.keys
             wrong |= {start + row: reason for row, reason in loaded.wrong.items()}
         return keys, wrong
@@ -176,13 +179,9 @@ class Loader:
         """Fill a row with the first of these samples that can be decoded; its key."""
         for shard, sample in places:
             located = self.reader.locate(np.array([shard]), np.array([sample]), announced=False)
-            if not self._workers.load_here(located, memory, shape, row).wrong:
+            if not self._workers.load_here(located, Slots(memory, shape, row)).wrong:
                 return located.wanted.keys()[0]
         raise UserError("no sample of a whole global batch can be decoded; build the shards again from whole files")
-
-
-class GaveUpError(Exception):
-    """Nobody waits for the batch any more."""
 
 
 def result(future: Future[Result], give_up: Callable[[], bool]) -> Result:

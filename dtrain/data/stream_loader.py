@@ -9,14 +9,13 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from dtrain.data.buffers import BatchBuffers
+from dtrain.data.buffers import BatchBuffers, tensors_in
 from dtrain.data.decode import Pixels
 from dtrain.data.loader import BadSample, BadSampleError, HostBatch, OnBadSample, result
 from dtrain.data.order import Reading, SampleRefs
-from dtrain.data.rows import SampleDecoder, bytes_of, slots_in
+from dtrain.data.rows import SampleDecoder, bytes_of
 from dtrain.data.stream_samples import RawSample
 from dtrain.data.workers import BatchMemory, submit
 from shard_tools.errors import UserError
@@ -53,8 +52,8 @@ class StreamLoader:
         self._size = size
         self._replace = on_bad_sample == "replace"
         self._ahead = threads + 1
-        self._pin_memory = pin_memory
-        self._buffers = BatchBuffers(self._ahead + 1, partial(BatchMemory, shared=False))
+        allocate = partial(BatchMemory, shared=False)
+        self._buffers = BatchBuffers(self._ahead + 1, allocate, pin_memory=pin_memory)
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="read") if threads else None
         self._decoding = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads else None
         self._current: Generator[HostBatch] | None = None
@@ -110,8 +109,7 @@ class StreamLoader:
         """Fill the first rows of a batch with the samples that can be decoded."""
         samples = raw.result()
         shape = (len(samples), self._size, self._size)
-        memory = self._buffers.take(bytes_of(shape)).tensor.numpy()
-        batch = _Decoded([torch.from_numpy(slots) for slots in slots_in(memory, shape)])
+        batch = _Decoded(tensors_in(self._buffers.take(bytes_of(shape)).tensor, shape))
         for sample in samples:
             try:
                 self._add(sample, batch)
@@ -128,8 +126,7 @@ class StreamLoader:
             tried = [error]
             used = self._add_next(stream, batch, tried) if stream else None
             bad += [BadSample(each.key, used, str(each)) for each in tried]
-        tensors = [tensor[: len(batch.keys)] for tensor in batch.tensors]
-        bg, fgbg, depth, mask = (tensor.pin_memory() for tensor in tensors) if self._pin_memory else tensors
+        bg, fgbg, depth, mask = (tensor[: len(batch.keys)] for tensor in batch.tensors)
         return HostBatch(batch.keys, bg, fgbg, depth, mask, tuple(bad))
 
     def _add_next(self, stream: "_Stream", batch: "_Decoded", tried: list[BadSampleError]) -> str:

@@ -7,18 +7,20 @@ from the training loop besides. They decode into memory that this process sees, 
 import json
 import mmap
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from queue import SimpleQueue
-from typing import Literal, ParamSpec, TypeVar
+from typing import Literal, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +33,9 @@ from shard_tools.errors import UserError
 
 WorkerKind = Literal["process", "thread"]
 
-START_SECONDS = 60.0
+START_SECONDS = 300.0
+READY_SECONDS = 0.2
+FEWER = "use fewer data.workers, or data.worker_kind thread"
 
 _SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 """That launchers and terminals send to whole groups of processes: the trainer decides what they mean."""
@@ -44,6 +48,10 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
+class GaveUpError(Exception):
+    """Nobody waits for the batch any more."""
+
+
 class BatchMemory:
     """Memory for the slots of a batch; with a descriptor where other processes can have it, too."""
 
@@ -52,17 +60,30 @@ class BatchMemory:
         if not shared:
             self.bytes: NDArray[np.uint8] = np.empty(size, dtype=np.uint8)
             return
-        self.descriptor = Descriptor(os.memfd_create("dtrain-batch"))
         try:
-            os.posix_fallocate(self.descriptor.number, 0, size)
+            self.descriptor = Descriptor(os.memfd_create("dtrain-batch"))
+            os.posix_fallocate(self.descriptor.number, 0, max(size, 1))
+            self.bytes = np.frombuffer(mmap.mmap(self.descriptor.number, 0), dtype=np.uint8)
         except OSError as error:
-            raise UserError(
-                f"no memory for a batch of {size / 1e6:.0f} MB: {error.strerror}; use fewer data.workers"
-            ) from None
-        self.bytes = np.frombuffer(mmap.mmap(self.descriptor.number, size), dtype=np.uint8)
+            raise UserError(f"no shared memory for a batch of {size / 1e6:.0f} MB: {error.strerror}; {FEWER}") from None
+
+    @classmethod
+    def over(cls, memory: NDArray[np.uint8]) -> "BatchMemory":
+        """Memory that is there already."""
+        made = cls(0, shared=False)
+        made.bytes = memory
+        return made
 
     def __len__(self) -> int:
         return len(self.bytes)
+
+
+class Slots(NamedTuple):
+    """Where samples go: into those slots, of all that `shape` makes of the memory, that begin with number `first`."""
+
+    memory: BatchMemory
+    shape: Shape
+    first: int
 
 
 class Workers:
@@ -82,7 +103,7 @@ class Workers:
         self._pool = ThreadPoolExecutor(2 * processes or count, thread_name_prefix="load") if count else None
         self._memory: weakref.WeakSet[Descriptor] = weakref.WeakSet()
         self._lock = threading.Lock()
-        self._processes = [DecodeProcess(decode, background_cache_bytes) for _ in range(processes)]
+        self._processes = _start(processes, decode, background_cache_bytes)
         self._free: SimpleQueue[DecodeProcess] = SimpleQueue()
         for process in self._processes * 2:  # what one loads next waits for it at its door
             self._free.put(process)
@@ -101,25 +122,26 @@ class Workers:
                 self._memory.add(made.descriptor)
         return made
 
-    def load(self, located: Located, memory: BatchMemory, shape: Shape, first: int) -> Loaded:
-        """Fill the slots from the one with number `first` on.
+    def load(self, located: Located, into: Slots, ended: threading.Event) -> Loaded:
+        """Fill slots with samples. To be called by what was submitted.
 
-        To be called by what was submitted. Raises UserError if a file can't be read, or a process ended.
+        Raises UserError if a file can't be read, or a process ended; GaveUpError rather than wait for a process that is
+        not there yet, once `ended` is set.
         """
-        if memory.descriptor is None:
-            return self.load_here(located, memory, shape, first)
+        if into.memory.descriptor is None:
+            return self.load_here(located, into)
         with self._lock:
             alive = frozenset(descriptor.inode for descriptor in self._memory)
         process = self._free.get()
         try:
-            return process.load(located, memory.descriptor, alive, shape, first)
+            return process.load(located, into, alive, ended)
         finally:
             self._free.put(process)
 
-    def load_here(self, located: Located, memory: BatchMemory, shape: Shape, first: int) -> Loaded:
+    def load_here(self, located: Located, into: Slots) -> Loaded:
         """As `load`, in the caller's thread."""
-        mine = slice(first, first + len(located.wanted.table))
-        slots = [each[mine] for each in slots_in(memory.bytes, shape)]
+        mine = slice(into.first, into.first + len(located.wanted.table))
+        slots = [each[mine] for each in slots_in(into.memory.bytes, into.shape)]
         return self._here.load(located.wanted, [file.number for file in located.files], slots)
 
     def close(self) -> None:
@@ -142,7 +164,7 @@ class DecodeProcess:
             # here are blocked there for good.
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-c", _PROGRAM),
+                    *(sys.executable, "-P", "-c", _PROGRAM),
                     json.dumps([theirs.fileno(), decode, background_cache_bytes]),
                     json.dumps(sys.path),
                 ],
@@ -155,11 +177,12 @@ class DecodeProcess:
         self._known: frozenset[int] = frozenset()
         self._sending, self._receiving = threading.Lock(), threading.Lock()
 
-    def load(self, located: Located, memory: Descriptor, alive: frozenset[int], shape: Shape, first: int) -> Loaded:
-        """Have samples loaded into memory. Raises UserError if a file can't be read, or the process ended."""
+    def load(self, located: Located, into: Slots, alive: frozenset[int], ended: threading.Event) -> Loaded:
+        """As `Workers.load`; `alive` are the inodes of all memory that is in use."""
         try:
             with self._sending:
-                self._send(located, memory, alive, shape, first)
+                self._wait_until_ready(ended)
+                self._send(located, into, alive)
                 self._receiving.acquire()  # answers come in the order of tasks
             try:
                 answer: Answer = self._channel.receive()[0]
@@ -167,27 +190,33 @@ class DecodeProcess:
                 self._receiving.release()
         except (EOFError, ConnectionError):
             raise UserError(self._obituary()) from None
-        except TimeoutError:
-            raise UserError(
-                f"a decoding process was not there after {START_SECONDS:.0f} s; start again, or use fewer data.workers"
-            ) from None
+        except OSError as error:
+            self.kill()  # it may have got half a message
+            raise UserError(f"descriptors can't be given to a decoding process: {error.strerror}; {FEWER}") from None
         if answer.fault:
             raise RuntimeError(f"a decoding process failed:\n{answer.fault}")
         if answer.loaded is None:
             raise UserError(answer.error)
         return answer.loaded
 
-    def _send(self, located: Located, memory: Descriptor, alive: frozenset[int], shape: Shape, first: int) -> None:
-        if not self._ready:
-            self._channel.receive(START_SECONDS)
-            self._ready = True
+    def _wait_until_ready(self, ended: threading.Event) -> None:
+        give_up = time.monotonic() + START_SECONDS
+        while not self._ready:
+            if self._channel.has_message(READY_SECONDS):
+                self._channel.receive()
+                self._ready = True
+            elif ended.is_set():
+                raise GaveUpError
+            elif time.monotonic() > give_up:
+                raise UserError(f"a decoding process was not there after {START_SECONDS:.0f} s; {FEWER}")
+
+    def _send(self, located: Located, into: Slots, alive: frozenset[int]) -> None:
+        assert into.memory.descriptor is not None
         tables = located.wanted.tables
         new = replace(located.wanted, tables=[table for table in tables if table.number not in self._known])
         numbers = [table.number for table in tables]
-        self._channel.send(
-            Task(new, numbers, located.alive, alive, shape, first),
-            [memory.number, *(file.number for file in located.files)],
-        )
+        task = Task(new, numbers, located.alive, alive, into.shape, into.first)
+        self._channel.send(task, [into.memory.descriptor.number, *(file.number for file in located.files)])
         self._known = (self._known | set(numbers)) & located.alive
 
     def kill(self) -> None:
@@ -203,11 +232,31 @@ class DecodeProcess:
         code = self._process.wait()
         if code >= 0:
             return f"a decoding process ended with exit status {code}; what it printed says why"
-        name = signal.Signals(-code).name
-        return (
-            f"a decoding process was ended by {name}; if the machine has too little memory, use fewer data.workers, or "
-            "data.worker_kind thread"
-        )
+        name = {number.value: number.name for number in signal.Signals}.get(-code, f"signal {-code}")
+        if name == "SIGKILL":
+            return f"a decoding process was ended by {name}; if the machine has too little memory, {FEWER}"
+        return f"a decoding process was ended by {name}; with data.workers 0 it shows what was decoded then"
+
+
+def _start(count: int, decode: Decode, background_cache_bytes: int) -> list[DecodeProcess]:
+    """Raises UserError if they can't all be started."""
+    started: list[DecodeProcess] = []
+    try:
+        if count:
+            _raise_descriptor_limit()
+        started.extend(DecodeProcess(decode, background_cache_bytes) for _ in range(count))
+    except OSError as error:
+        for process in started:
+            process.kill()
+            process.close()
+        raise UserError(f"decoding processes can't be started: {error.strerror}; {FEWER}") from None
+    return started
+
+
+def _raise_descriptor_limit() -> None:
+    """To what this process may have: each batch in memory takes some, and a batch may draw from many shards."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """Processes that load: they outlive signals, never their parent, and their end is an error with a way out."""
 
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import psutil
@@ -13,11 +14,17 @@ import pytest
 
 from dtrain.data.buffers import BatchBuffers
 from dtrain.data.decode_process import Channel
+from dtrain.data.loader import Loader
 from dtrain.data.order import EpochOrder, Reading
+from dtrain.data.reader import LocalFiles
+from dtrain.data.workers import Workers
 from shard_tools.errors import UserError
+from shard_tools.manifest import Shard
+from shard_tools.storage import LocalStorage
 
-from .conftest import Shards, WorkerOptions, open_loader
+from .conftest import Shards, WorkerOptions, open_loader, pack
 
+ROOT = Path(__file__).parents[2]
 TWO = WorkerOptions(2, "process")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -48,14 +55,21 @@ def test_signals_that_are_meant_for_the_trainer_do_not_end_them(shards: Shards) 
     assert children() == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_one_that_is_killed_is_an_error_and_nothing_hangs(shards: Shards, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("number", "way_out"),
+    [
+        (signal.SIGKILL, r"too little memory, use fewer data\.workers, or data\.worker_kind thread"),
+        (signal.SIGSEGV, r"data\.workers 0"),
+        (signal.SIGRTMIN, r"data\.workers 0"),
+    ],
+)
+def test_one_that_is_killed_is_an_error_and_nothing_hangs(shards: Shards, number: signal.Signals, way_out: str) -> None:
     with open_loader(shards, workers=TWO) as loader:
         batches = loader.batches(reading(shards))
         next(batches)
         for child in children():
             child.send_signal(number)
-        expected = rf"a decoding process was ended by {number.name}; .*data\.workers, or data\.worker_kind thread"
+        expected = rf"a decoding process was ended by {number.name}; .*{way_out}"
         for _ in range(2):  # nor is it any better later
             with pytest.raises(UserError, match=expected):
                 list(loader.batches(reading(shards)))
@@ -78,6 +92,69 @@ if __name__ == "__main__":
     print("ready", flush=True)
     sys.stdin.read()
 """
+
+
+class LockedFiles(LocalFiles):
+    """As the cache of a node's processes has it: a shard that is open is locked, and dropped when it is released."""
+
+    def __init__(self, storage: LocalStorage) -> None:
+        super().__init__(storage)
+        self.released = 0
+
+    def open(self, shard: Shard) -> int:
+        descriptor = super().open(shard)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        return descriptor
+
+    def release(self, shard: Shard) -> None:
+        self.released += 1
+        with Path(self.path(shard.file)).open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_nobody_holds_a_shard_that_is_released(tmp_path: Path) -> None:
+    shards = pack(tmp_path, [(24, 16)] * 2, 40, shard_size=1)
+    files = LockedFiles(LocalStorage(shards.folder))
+    with (
+        closing(Workers(3, kind="process", decode="fast", background_cache_bytes=0)) as workers,
+        closing(Loader(files, shards.manifest, "train", workers, size=16)) as loader,
+    ):
+        for epoch in range(10):
+            order = EpochOrder(shards.lengths(), seed=1, stage=0, epoch=epoch, global_batch=20)
+            assert len(list(loader.batches(order.reading(0, [range(20)])))) == 2
+    assert files.released == 10 * 40
+
+
+LIMITED = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+from dtrain.data.workers import Workers
+from shard_tools.errors import UserError
+from shard_tools.manifest import Shard
+from shard_tools.storage import LocalStorage
+resource.setrlimit(resource.RLIMIT_NOFILE, (10, 10))
+try:
+    Workers(16, kind="process", decode="fast", background_cache_bytes=0)
+except UserError as error:
+    print(error)
+"""
+
+
+def test_too_few_descriptors_are_an_error_with_a_way_out() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, ROOT], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("decoding processes can't be started: Too many open files; use fewer data.workers")
+
+
+def test_files_of_the_working_folder_are_not_run(
+    shards: Shards, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit(7)")
+    monkeypatch.chdir(tmp_path)
+    with open_loader(shards, workers=TWO) as loader:
+        assert len(list(loader.batches(reading(shards)))) == 5
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, None])
@@ -131,7 +208,7 @@ def test_many_descriptors_go_with_one_message(tmp_path: Path) -> None:
     ours, theirs = map(Channel, socket.socketpair())
     files = [(tmp_path / f"{number}").open("w") for number in range(301)]
     ours.send({"some": "thing"}, [file.fileno() for file in files])
-    message, descriptors = theirs.receive(20)
+    message, descriptors = theirs.receive()
     assert message == {"some": "thing"}
     names = [Path(f"/proc/self/fd/{number}").readlink().name for number in descriptors]
     assert names == [f"{number}" for number in range(301)]
@@ -139,8 +216,7 @@ def test_many_descriptors_go_with_one_message(tmp_path: Path) -> None:
         os.close(number)
     for file in files:
         file.close()
-    with pytest.raises(TimeoutError):
-        theirs.receive(0.05)
+    assert not theirs.has_message(0.05)
     ours.close()
     with pytest.raises(EOFError):
         theirs.receive()

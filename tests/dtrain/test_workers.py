@@ -119,10 +119,10 @@ def test_nobody_holds_a_shard_that_is_released(tmp_path: Path) -> None:
         closing(Workers(3, kind="process", decode="fast", background_cache_bytes=0)) as workers,
         closing(Loader(files, shards.manifest, "train", workers, size=16)) as loader,
     ):
-        for epoch in range(10):
+        for epoch in range(60):
             order = EpochOrder(shards.lengths(), seed=1, stage=0, epoch=epoch, global_batch=20)
             assert len(list(loader.batches(order.reading(0, [range(20)])))) == 2
-    assert files.released == 10 * 40
+    assert files.released == 60 * 40
 
 
 LIMITED = """

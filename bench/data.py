@@ -19,6 +19,7 @@ from bench.turns import Figures
 
 PARTS = {
     "table": "bench.table",
+    "workers": "bench.workers",
     "step": "bench.step",
     "resume": "bench.resume",
     "order": "bench.order_cost",

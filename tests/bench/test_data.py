@@ -44,7 +44,12 @@ def test_every_part_of_the_benchmark_gives_its_figures(tmp_path: Path) -> None:
     assert figures["resume_half_samples_before"] == figures["resume_99_samples_before"] == 0
     assert figures["resume_half_bytes_read"] >= figures["resume_half_bytes_needed"] > 0
     assert {"resume_half_seconds", "resume_99_seconds", "resume_half_seconds_webdataset"} <= figures.keys()
-    assert {"step_overhead", "order_microseconds_per_sample", "order_billion_seconds"} <= figures.keys()
+    assert {
+        "ratio_process_thread_32",
+        "step_overhead",
+        "order_microseconds_per_sample",
+        "order_billion_seconds",
+    } <= figures.keys()
     assert 10 < figures["order_billion_mb"] < 200
     assert figures["loader_memory_mb"] < 250
     assert figures["node_shards"] <= figures["node_shards_opened"] <= figures["node_shards"] + 1
@@ -56,7 +61,7 @@ def test_every_part_of_the_benchmark_gives_its_figures(tmp_path: Path) -> None:
 def test_a_part_that_is_not_there_is_named() -> None:
     done = run("bench.data", "--only", "table,speed")
     assert done.returncode == 2
-    assert "speed: unknown; parts are table, step, resume" in done.stderr
+    assert "speed: unknown; parts are table, workers, step, resume" in done.stderr
 
 
 def test_the_decoders_are_compared(tmp_path: Path) -> None:

@@ -351,11 +351,15 @@ def _item(values: list[Any], part: str, option: str) -> Any:
     return values[int(part)]
 
 
+_RENAMED = {"threads": "workers"}
+
+
 def _explain(problem: Any) -> str:
     key = ".".join(map(str, problem["loc"])) or "file"
     if problem["type"] == "extra_forbidden":
         known = _known_keys(problem["loc"][:-1])
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        key = str(problem["loc"][-1])
+        near = [_RENAMED[key]] if _RENAMED.get(key) in known else difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return f"{key}: unknown key; {hint}"
     if problem["type"] == _MISSING_KEY:

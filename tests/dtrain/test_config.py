@@ -52,6 +52,7 @@ def test_the_demo_is_a_valid_configuration() -> None:
     [
         ("--sead=1", "sead", "'seed'"),
         ("--data.worker=3", "data.worker", "'workers'"),
+        ("--data.threads=3", "data.threads", "'workers'"),
         ("--stages.1.siez=8", "stages.1.siez", "'size'"),
         ("--optimizer.learning_rat=1", "optimizer.learning_rat", "'learning_rate'"),
         ("--zzz.a.b=1", "zzz", "known keys: run, data, stages"),

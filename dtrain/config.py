@@ -358,8 +358,8 @@ def _explain(problem: Any) -> str:
     key = ".".join(map(str, problem["loc"])) or "file"
     if problem["type"] == "extra_forbidden":
         known = _known_keys(problem["loc"][:-1])
-        key = str(problem["loc"][-1])
-        near = [_RENAMED[key]] if _RENAMED.get(key) in known else difflib.get_close_matches(key, known, n=1)
+        name = str(problem["loc"][-1])
+        near = [_RENAMED[name]] if _RENAMED.get(name) in known else difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return f"{key}: unknown key; {hint}"
     if problem["type"] == _MISSING_KEY:

@@ -1,7 +1,7 @@
 """Who loads the rows of batches: processes beside the loop, threads, or the loop itself. Knows no shards.
 
 Processes, since two threads lose a tenth and more of their time to each other on the interpreter's lock, and take it
-from the training loop besides. They decode into memory that this process sees, too, so no batch is ever copied.
+from the training loop besides. They decode into memory that this process sees, too, so no batch is copied between them.
 """
 
 import json

@@ -54,7 +54,7 @@ def peak(shards: str, size: int, epochs: int) -> Figures:
 
 
 class _Watch:
-    """Looks at the resident set of this process and its children again and again, in a thread."""
+    """Looks at the memory of this process and its children again and again, in a thread."""
 
     def __init__(self) -> None:
         self.seen: list[float] = [family_mb()]

@@ -4,7 +4,6 @@ Fresh memory of some tens of megabytes for each batch would be zeroed by the ker
 from decoding.
 """
 
-import math
 import threading
 import weakref
 from collections import deque
@@ -14,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dtrain.data.rows import CHANNELS, Shape
+from dtrain.data.rows import CHANNELS, Shape, component_bytes
 from dtrain.data.workers import BatchMemory
 
 
@@ -69,5 +68,5 @@ def tensors_in(whole: Tensor, shape: Shape) -> list[Tensor]:
 
     Made by torch, which so still knows whose pinned memory they lie in.
     """
-    parts = torch.split(whole, [math.prod(shape) * channels for channels in CHANNELS])
+    parts = torch.split(whole, component_bytes(shape))
     return [part.view(*shape, channels) for part, channels in zip(parts, CHANNELS, strict=True)]

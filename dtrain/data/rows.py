@@ -214,12 +214,17 @@ def slots_in(memory: NDArray[np.uint8], shape: Shape) -> list[Pixels]:
     """The slots of each component in the memory of a batch, (rows, H, W, C), one after the other."""
     slots = []
     end = 0
-    for channels in CHANNELS:
-        begin, end = end, end + math.prod(shape) * channels
+    for size, channels in zip(component_bytes(shape), CHANNELS, strict=True):
+        begin, end = end, end + size
         slots.append(memory[begin:end].reshape(*shape, channels))
     return slots
 
 
+def component_bytes(shape: Shape) -> list[int]:
+    """What the slots of each component of a batch take."""
+    return [math.prod(shape) * channels for channels in CHANNELS]
+
+
 def bytes_of(shape: Shape) -> int:
     """What the slots of a batch take."""
-    return math.prod(shape) * sum(CHANNELS)
+    return sum(component_bytes(shape))

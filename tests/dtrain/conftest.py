@@ -4,13 +4,14 @@ import io
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import psutil
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
@@ -108,6 +109,16 @@ class WorkerOptions:
 
     count: int
     kind: WorkerKind = "thread"
+
+
+def decode_processes(parent: int | None = None) -> list[psutil.Process]:
+    """Children that load, of this process or of another."""
+    found = []
+    for child in psutil.Process(parent).children():
+        with suppress(psutil.NoSuchProcess):
+            if "decode_process" in str(child.cmdline()):
+                found.append(child)
+    return found
 
 
 IN_THE_LOOP = WorkerOptions(0)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from PIL import Image
@@ -19,7 +18,7 @@ from dtrain.data.workers import WorkerKind
 from shard_tools.errors import UserError
 from shard_tools.tar import member_header
 
-from .conftest import ALL_WORKERS, IN_THE_LOOP, Shards, WorkerOptions, open_loader, pack
+from .conftest import ALL_WORKERS, IN_THE_LOOP, Shards, WorkerOptions, decode_processes, open_loader, pack
 
 BATCH = 6
 
@@ -47,7 +46,7 @@ def raw(batch: HostBatch) -> list[bytes]:
 def loading() -> list[str]:
     """Threads and children of this process that load."""
     threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("load")]
-    return threads + [str(child) for child in psutil.Process().children() if "decode_process" in str(child.cmdline())]
+    return threads + [str(child) for child in decode_processes()]
 
 
 def test_batches_come_in_the_order_of_the_plan_with_the_pixels_of_the_files(shards: Shards) -> None:

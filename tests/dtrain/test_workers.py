@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -22,7 +22,7 @@ from shard_tools.errors import UserError
 from shard_tools.manifest import Shard
 from shard_tools.storage import LocalStorage
 
-from .conftest import Shards, WorkerOptions, open_loader, pack
+from .conftest import Shards, WorkerOptions, decode_processes, open_loader, pack
 
 ROOT = Path(__file__).parents[2]
 TWO = WorkerOptions(2, "process")
@@ -33,26 +33,17 @@ def reading(shards: Shards) -> Reading:
     return EpochOrder(shards.lengths(), seed=1, stage=0, epoch=0, global_batch=6).reading(0, [range(6)])
 
 
-def children(parent: int | None = None) -> list[psutil.Process]:
-    found = []
-    for child in psutil.Process(parent).children():
-        with suppress(psutil.NoSuchProcess):
-            if "decode_process" in str(child.cmdline()):
-                found.append(child)
-    return found
-
-
 def test_signals_that_are_meant_for_the_trainer_do_not_end_them(shards: Shards) -> None:
     with open_loader(shards, workers=TWO) as loader:
         for _ in range(2):  # at once after the start, and in the middle of work
-            found = children()
+            found = decode_processes()
             assert len(found) == 2
             for child in found:
                 for number in SIGNALS:
                     child.send_signal(number)
             assert len(list(loader.batches(reading(shards)))) == 5
-        assert children() == found
-    assert children() == []
+        assert decode_processes() == found
+    assert decode_processes() == []
 
 
 @pytest.mark.parametrize(
@@ -67,13 +58,13 @@ def test_one_that_is_killed_is_an_error_and_nothing_hangs(shards: Shards, number
     with open_loader(shards, workers=TWO) as loader:
         batches = loader.batches(reading(shards))
         next(batches)
-        for child in children():
+        for child in decode_processes():
             child.send_signal(number)
         expected = rf"a decoding process was ended by {number.name}; .*{way_out}"
         for _ in range(2):  # nor is it any better later
             with pytest.raises(UserError, match=expected):
                 list(loader.batches(reading(shards)))
-    assert children() == []
+    assert decode_processes() == []
 
 
 def test_one_that_cannot_start_is_an_error(shards: Shards, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -165,7 +156,7 @@ def test_they_never_outlive_their_parent(end: signal.Signals | None) -> None:
     )
     assert parent.stdout is not None
     assert parent.stdout.readline() == b"ready\n"
-    found = children(parent.pid)
+    found = decode_processes(parent.pid)
     assert len(found) == 3
     if end is not None:
         parent.send_signal(end)
@@ -177,7 +168,7 @@ def test_they_never_load_torch(shards: Shards) -> None:
     """Which would cost seconds and hundreds of megabytes each."""
     with open_loader(shards, workers=TWO) as loader:
         list(loader.batches(reading(shards)))
-        for child in children():
+        for child in decode_processes():
             maps = Path(f"/proc/{child.pid}/maps").read_text()
             assert "simplejpeg" in maps
             assert "libtorch" not in maps
@@ -192,7 +183,7 @@ def shared_memory(pid: int) -> set[str]:
 def test_memory_and_files_of_a_loader_that_has_ended_are_let_go(shards: Shards) -> None:
     with open_loader(shards, workers=WorkerOptions(1, "process")) as loader:
         list(loader.batches(reading(shards)))
-        (child,) = children()
+        (child,) = decode_processes()
         before = shared_memory(child.pid)
         assert before
         assert not [file for file in child.open_files() if file.path.endswith(".tar")]

@@ -1,33 +1,30 @@
 """Checkpoint folders that are whole or not there. Knows bytes and files, nothing of models or processes.
 
-A checkpoint is CHECKPOINTS/step-00001234/ with model.safetensors, optimizer.pt, state.json and, written last,
+A checkpoint is CHECKPOINTS/step-00001234/ with model.safetensors, optimizer.safetensors, state.json and, written last,
 files.json, which lists every other file with its size and SHA-256. The folder is written under another name, synced,
-and renamed, so a checkpoint with its final name was complete once; `load_newest` checks that it still is.
+renamed, its parent synced, and read back, so a checkpoint with its final name was complete once; `load_newest` checks
+that it still is. All of it is data: nothing that is loaded is executed.
 """
 
 import hashlib
-import io
 import json
 import os
-import pickle
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from safetensors.torch import save as weights_to_bytes
 from torch import Tensor
 
+from dtrain.tensor_file import pieces
 from shard_tools.atomic import sync_directory
 from shard_tools.errors import UserError
 
-WEIGHTS, OPTIMIZER, STATE, FILES = "model.safetensors", "optimizer.pt", "state.json", "files.json"
+WEIGHTS, OPTIMIZER, STATE, FILES = "model.safetensors", "optimizer.safetensors", "state.json", "files.json"
 
 _NAME = re.compile(r"step-(\d{8,})")
 
@@ -36,19 +33,28 @@ class DamagedCheckpointError(Exception):
     """Says what is wrong with a checkpoint folder."""
 
 
+class CancelledError(Exception):
+    """The checkpoint is not wanted any more; nothing of it is left."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """What is saved of a run."""
 
     weights: dict[str, Tensor]
-    optimizer: dict[str, Any]
-    """State of the optimizer, and of the gradient scaler where there is one; tensors and plain values."""
+    optimizer: dict[str, Tensor]
+    """The tensors of the optimizer's state."""
     state: dict[str, Any]
-    """Position and identity of the run; JSON."""
+    """All else: position and identity of the run, the optimizer's numbers; JSON."""
 
 
 def checkpoint_name(global_step: int) -> str:
     return f"step-{global_step:08d}"
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether a folder of this name may be a checkpoint."""
+    return _NAME.fullmatch(name) is not None
 
 
 def step_of(name: str) -> int:
@@ -63,38 +69,39 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """Folders with the name of a checkpoint, the newest first."""
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if path.is_dir() and _NAME.fullmatch(path.name)]
+    found = [path for path in folder.iterdir() if path.is_dir() and is_checkpoint(path.name)]
     return sorted(found, key=lambda path: step_of(path.name), reverse=True)
 
 
-def save_checkpoint(folder: Path, global_step: int, checkpoint: Checkpoint) -> Path:
-    """Write `folder`/step-N durably and return it; one that is there already and whole is left as it is.
+def save_checkpoint(
+    folder: Path, global_step: int, checkpoint: Checkpoint, *, cancelled: Callable[[], bool] = lambda: False
+) -> Path:
+    """Write `folder`/step-N durably, read it back and return it; one that is there already and whole is left as it is.
 
-    Damaged ones of later steps, behind which the run went back, are removed, or `remove_old` would keep them in place
-    of this one. Raises UserError where it can't be written (a full disk); nothing is left under a final name then.
+    `folder` is made if only it is missing. Damaged ones of later steps, behind which the run went back, are removed, or
+    `remove_old` would keep them in place of this one. Raises UserError where it can't be written (a full disk), and
+    CancelledError once `cancelled` says so, which is asked for every few megabytes; nothing is left then.
     """
     final = folder / checkpoint_name(global_step)
     unfinished = folder / f".{final.name}.partial"
-    if _is_whole(final):
+    if final.exists() and _is_whole(final):
         return final
-    optimizer = io.BytesIO()
-    torch.save(checkpoint.optimizer, optimizer)
-    contents: dict[str, bytes | memoryview] = {
-        WEIGHTS: weights_to_bytes(checkpoint.weights),
-        OPTIMIZER: optimizer.getbuffer(),
-        STATE: json.dumps(checkpoint.state, indent=1).encode(),
+    contents: dict[str, Iterable[bytes | memoryview]] = {
+        WEIGHTS: pieces(checkpoint.weights),
+        OPTIMIZER: pieces(checkpoint.optimizer),
+        STATE: [json.dumps(checkpoint.state, indent=1).encode()],
     }
-    listed = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
-        for name, data in {**contents, FILES: json.dumps(listed, indent=1).encode()}.items():
-            _write_durably(unfinished / name, data)
+        listed = {name: _write_durably(unfinished / name, data, cancelled) for name, data in contents.items()}
+        _write_durably(unfinished / FILES, [json.dumps(listed, indent=1).encode()], cancelled)
         sync_directory(unfinished)
         shutil.rmtree(final, ignore_errors=True)
         unfinished.rename(final)
         sync_directory(folder)
+        verify(final)
         for path in list_checkpoints(folder):
             if step_of(path.name) > global_step and not _is_whole(path):
                 shutil.rmtree(path, ignore_errors=True)
@@ -104,6 +111,10 @@ def save_checkpoint(folder: Path, global_step: int, checkpoint: Checkpoint) -> P
             raise UserError(
                 f"{final}: can't be written: {error.strerror}; mend that (make room), then run the same command again"
             ) from error
+        if isinstance(error, DamagedCheckpointError):
+            raise UserError(
+                f"{final}: the disk gives back other bytes than were written ({error}); look at the disk"
+            ) from None
         raise
     return final
 
@@ -112,6 +123,8 @@ def verify(path: Path) -> None:
     """Raise DamagedCheckpointError unless every listed file is there with its size and SHA-256."""
     try:
         listed = json.loads((path / FILES).read_text())
+        if isinstance(listed, dict) and "optimizer.pt" in listed:
+            raise DamagedCheckpointError("written by an earlier version, which has to end this run")
         if not isinstance(listed, dict) or not {WEIGHTS, OPTIMIZER, STATE} <= listed.keys():
             raise DamagedCheckpointError(f"{FILES} does not list {WEIGHTS}, {OPTIMIZER} and {STATE}")
         for name, expected in listed.items():
@@ -158,15 +171,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint to the CPU, as data: nothing in it is executed. Raises DamagedCheckpointError."""
     return Checkpoint(
         weights=_load(path / WEIGHTS, load_file),
-        optimizer=_load(path / OPTIMIZER, partial(torch.load, map_location="cpu", weights_only=True)),
+        optimizer=_load(path / OPTIMIZER, load_file),
         state=_load(path / STATE, lambda file: json.loads(file.read_text())),
     )
 
 
-def remove_old(folder: Path, keep_last: int) -> None:
-    """Remove what killed processes left half-written, and all but the newest `keep_last` checkpoints."""
+def remove_old(folder: Path, keep_last: int, keep: Collection[int] = ()) -> None:
+    """Remove what killed processes left half-written, and all checkpoints but the newest and those of steps `keep`."""
     for path in list_checkpoints(folder)[keep_last:]:
-        path.rename(path.with_name(f".{path.name}.removed"))
+        if step_of(path.name) not in keep:
+            path.rename(path.with_name(f".{path.name}.removed"))
     for path in (*folder.glob(".step-*.removed"), *folder.glob(".step-*.partial")):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -174,8 +188,6 @@ def remove_old(folder: Path, keep_last: int) -> None:
 def _load(path: Path, load: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     try:
         return load(path)
-    except pickle.UnpicklingError:
-        raise DamagedCheckpointError(f"{path.name} holds other things than tensors and plain values") from None
     except (OSError, ValueError, RuntimeError, EOFError, LookupError, SafetensorError) as error:
         raise DamagedCheckpointError(f"{path.name} does not load ({type(error).__name__}: {error})") from None
 
@@ -186,8 +198,17 @@ def _fingerprint(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": digest}
 
 
-def _write_durably(path: Path, data: bytes | memoryview) -> None:
+def _write_durably(
+    path: Path, data: Iterable[bytes | memoryview], cancelled: Callable[[], bool]
+) -> dict[str, int | str]:
+    """Write a file and return its entry for the list of files."""
+    digest = hashlib.sha256()
     with path.open("xb") as file:
-        file.write(data)
+        for piece in data:
+            if cancelled():
+                raise CancelledError
+            digest.update(piece)
+            file.write(piece)
         file.flush()
         os.fsync(file.fileno())
+        return {"bytes": file.tell(), "sha256": digest.hexdigest()}

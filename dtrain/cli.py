@@ -41,6 +41,13 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("config", type=Path, metavar="CONFIG", help="YAML file, such as configs/demo.yaml")
     train.add_argument("--fresh", action="store_true", help="forget what is in the run folder and begin anew")
     train.add_argument("--overwrite", action="store_true", help="with --fresh: even if that run is finished")
+    train.add_argument(
+        "--accept-change",
+        action="append",
+        default=[],
+        metavar="KEY[,KEY]",
+        help="go on although this key of the configuration has changed, such as optimizer.learning_rate",
+    )
     train.add_argument("--audit", action="store_true", help="write down which samples each step consumed (log.audit)")
     train.add_argument("--cache-dir", metavar="DIR", help="for shards behind a URL: local copies (data.cache_dir)")
     train.add_argument("--cache-size", metavar="SIZE", help="the same, at most so much: 200GB (data.cache_size)")
@@ -96,10 +103,14 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     match arguments.command:
         case "train":
             from dtrain.config import load_config
-            from dtrain.loop import train
+            from dtrain.stop_request import StopRequest
 
             config = load_config(arguments.config, [*overrides, *named_overrides(arguments)])
-            train(config, fresh=arguments.fresh, overwrite=arguments.overwrite)
+            request = StopRequest()
+            from dtrain.loop import train
+
+            accept = [key for text in arguments.accept_change for key in text.split(",")]
+            train(config, request, fresh=arguments.fresh, overwrite=arguments.overwrite, accept=accept)
         case "evaluate":
             from dtrain.evaluate import evaluate_run
 
@@ -126,9 +137,10 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
                 size=arguments.size,
             )
         case "report":
-            from dtrain.report import write_report
+            from dtrain.report import goodput_line, write_report
 
             print(write_report(arguments.run))
+            print(goodput_line(arguments.run), file=sys.stderr)
 
 
 def named_overrides(arguments: argparse.Namespace) -> list[str]:

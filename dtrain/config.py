@@ -18,7 +18,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from dtrain.best import HIGHER_IS_BETTER
 from dtrain.data.order import ORDER_VERSION
+from dtrain.interval import Interval, parse_interval
 from dtrain.sizes import SIZE_DIVISOR
 from shard_tools.errors import UserError
 
@@ -151,10 +153,32 @@ class StageConfig(_Section):
 
 
 class CheckpointConfig(_Section):
-    """When checkpoints are written besides the end of every epoch and a signal."""
+    """When checkpoints are written besides the end of every epoch and a signal, and which are kept."""
 
-    every_steps: int = Field(500, ge=1)
+    every: str = Field("auto", description="'500 steps', '10 minutes', or auto: as often as pays")
+    hours_between_preemptions: float = Field(1.0, gt=0, description="the mean; for auto")
     keep_last: int = Field(3, ge=1)
+    keep_best: int = Field(0, ge=0, description="so many more, the best ones by best_metric")
+    best_metric: str = Field("mask_iou", description="a figure of the evaluation at the end of an epoch")
+    url: str | None = Field(None, description="a copy of each, such as s3://bucket/runs/one; read where the run is new")
+
+    @field_validator("every", mode="before")
+    @classmethod
+    def _is_an_interval(cls, value: Any) -> Any:
+        return str(parse_interval(str(value)))
+
+    @field_validator("best_metric")
+    @classmethod
+    def _has_a_better_end(cls, value: str) -> str:
+        known = sorted(HIGHER_IS_BETTER)
+        if value not in known:
+            raise ValueError(f"expected one of {', '.join(known)}")
+        return value
+
+    @property
+    def interval(self) -> Interval:
+        """`every`, read."""
+        return parse_interval(self.every)
 
 
 class EvaluateConfig(_Section):
@@ -172,6 +196,13 @@ class LogConfig(_Section):
     every_steps: int = Field(10, ge=1)
     trackers: tuple[Literal["tensorboard"], ...] = ("tensorboard",)
     audit: bool = Field(False, description="write the keys of every step to RUN/audit/rank-R.jsonl")
+
+
+class HangConfig(_Section):
+    """How long a process may stand still, besides `data.patience_seconds`, before it ends with a message."""
+
+    first_step_seconds: float = Field(1800.0, gt=0, description="until a stage's first step is done")
+    step_seconds: float = Field(300.0, gt=0, description="between any two signs of progress after that")
 
 
 _SPEED_AND_PLACE: dict[str, Any] = {
@@ -205,7 +236,11 @@ class Config(_Section):
     max_micro_batch: int = Field(
         1024, ge=1, description="samples at a time on one device; a larger share of the batch is accumulated"
     )
+    sync_batch_norm: bool = Field(False, description="statistics over the global batch; needs GPUs")
+    deterministic: bool = Field(False, description="the same bits on a GPU each time, where torch can; slower")
+    max_nonfinite_steps: int = Field(10, ge=0, description="skipped steps in the whole run; one more stops it")
     seed: int = Field(0, ge=0, lt=2**32)
+    hang: HangConfig = HangConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     log: LogConfig = LogConfig()
@@ -243,6 +278,9 @@ class Config(_Section):
                 "run": True,
                 "data": _SPEED_AND_PLACE,
                 "max_micro_batch": True,
+                "deterministic": True,
+                "max_nonfinite_steps": True,
+                "hang": True,
                 "checkpoint": True,
                 "evaluate": True,
                 "log": True,
@@ -276,14 +314,14 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{path}: not a valid configuration:\n{problems}") from None
 
 
-def describe_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Lines "key: old → new" for two results of `Config.identity`."""
+def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
+    """Lines "key: old → new" by key, for two results of `Config.identity`."""
     absent = "(absent)"
-    return [
-        f"{key}: {before.get(key, absent)} → {now.get(key, absent)}"
-        for key in [*before, *(key for key in now if key not in before)]
+    return {
+        key: f"{key}: {before.get(key, absent)} → {now.get(key, absent)}"
+        for key in {**before, **now}
         if before.get(key, absent) != now.get(key, absent)
-    ]
+    }
 
 
 def _parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
@@ -351,7 +389,7 @@ def _item(values: list[Any], part: str, option: str) -> Any:
     return values[int(part)]
 
 
-_RENAMED = {"threads": "workers"}
+_RENAMED = {"threads": "workers", "every_steps": "every"}
 
 
 def _explain(problem: Any) -> str:

@@ -4,11 +4,12 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
@@ -17,6 +18,8 @@ from dtrain.sizes import SIZE_DIVISOR
 from shard_tools.errors import UserError
 
 Value = TypeVar("Value")
+
+SLACK_SECONDS = 60.0
 
 _MIXED_PRECISION = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -37,12 +40,21 @@ def make_accelerator(config: Config) -> Accelerator:
         raise UserError("precision: fp16 needs a GPU, and there is none here; use bf16 or float32")
     if config.precision == "bf16" and cuda and not torch.cuda.is_bf16_supported():
         raise UserError(f"precision: {torch.cuda.get_device_name()} has no bf16; use fp16 or float32")
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    # The watchdog ends what stands still before this does, and with a better message.
+    longest = config.hang.first_step_seconds + config.data.patience_seconds + SLACK_SECONDS
     return Accelerator(
         cpu=not cuda,
         mixed_precision=_MIXED_PRECISION[config.precision],
         log_with=list(config.log.trackers),
         project_dir=str(config.run),
-        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+            InitProcessGroupKwargs(timeout=timedelta(seconds=longest)),
+        ],
     )
 
 

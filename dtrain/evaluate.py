@@ -8,11 +8,11 @@ from dtrain.config import Config
 from dtrain.data.dataset import open_dataset
 from dtrain.devices import make_accelerator
 from dtrain.evaluator import Evaluator
-from dtrain.metrics import Figures, trivial_figures
-from dtrain.preempt import Vote
+from dtrain.figures import Figures, trivial_figures
 from dtrain.run_folder import RunFolder
 from dtrain.sizes import check_size
 from dtrain.trained import load_trained
+from dtrain.vote import Vote
 from shard_tools.atomic import atomic_file, write_atomically
 from shard_tools.errors import UserError
 

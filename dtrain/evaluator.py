@@ -1,7 +1,7 @@
 """Figures and pictures of a model on a split: every sample once, on any number of processes."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
@@ -14,10 +14,11 @@ from dtrain.config import Config
 from dtrain.data.dataset import Dataset
 from dtrain.data.loader import BadSample, Batch, BatchSource, HostBatch, to_device
 from dtrain.data.order import cut, in_packing_order, subset_lengths
-from dtrain.metrics import DepthMaskMetrics, Figures
+from dtrain.data.workers import GaveUpError
+from dtrain.figures import Figures
 from dtrain.model import Prediction
 from dtrain.panel import PanelSamples, draw_panel
-from dtrain.preempt import AgreedError, Vote
+from dtrain.vote import AgreedError, Vote
 from shard_tools.errors import UserError
 
 
@@ -46,39 +47,46 @@ class Evaluator:
             raise UserError(f"evaluate.{error}") from None
         self.samples = sum(self._lengths)
 
-    def figures(self, module: nn.Module, size: int, vote: Vote) -> Evaluation | None:
+    def figures(
+        self, module: nn.Module, size: int, vote: Vote, progress: Callable[[int], None] = lambda batch: None
+    ) -> Evaluation | None:
         """Figures over the split, the same on every process; None if all agreed to stop on the way.
 
-        `module` is not wrapped for DDP. Raises AgreedError if a process can't read its part.
+        `module` is not wrapped for DDP; `progress` is told the number of each batch. Raises AgreedError if a process
+        can't read its part.
         """
+        from dtrain.metrics import DepthMaskMetrics
+
         world_size, batch = self._accelerator.num_processes, self._config.evaluate.batch
         rows = cut(self.samples, world_size)[self._accelerator.process_index]
         most_rows = math.ceil(self.samples / world_size)
         metrics = DepthMaskMetrics().to(self._accelerator.device)
         bad: list[BadSample] = []
         with self._loader(size) as loader, evaluating(module):
-            with closing(loader.batches(in_packing_order(self._lengths, rows, batch))) as batches:
-                for _ in range(math.ceil(most_rows / batch)):
-                    if vote.agreed(len(bad)).stop:
-                        return None
+            reading = in_packing_order(self._lengths, rows, batch)
+            with closing(loader.batches(reading, lambda: vote.wants_to_stop)) as batches:
+                for number in range(math.ceil(most_rows / batch)):
+                    progress(number)
                     host_batch = self._next(batches, vote)
-                    if host_batch is None:
-                        continue
-                    bad += host_batch.bad
-                    if host_batch.keys:
+                    bad += host_batch.bad if host_batch else ()
+                    vote.cast(len(bad))
+                    if host_batch and host_batch.keys:
                         moved = to_device(host_batch, self._accelerator.device, size)
                         metrics.update(module(moved.images), moved.depth, moved.mask)
-            left_out = sum(count for (count,) in vote.now(len(bad)).counts)
+                    agreement = vote.read()
+                    if agreement.stop:
+                        return None
+        left_out = sum(count for (count,) in agreement.counts)
         if left_out == self.samples:
             raise AgreedError(f"{self._split}: none of its {self.samples} samples can be decoded")
         return Evaluation(metrics.compute(), self.samples - left_out, tuple(bad))
 
     def _next(self, batches: Iterator[HostBatch], vote: Vote) -> HostBatch | None:
-        """The next batch of this process; None if there is none, or none any more because of a failure."""
-        if vote.failed:
-            return None
+        """The next batch of this process; None if there is none, or because of a failure, or of a signal."""
         try:
             return next(batches, None)
+        except GaveUpError:
+            return None
         except Exception as error:
             vote.fail(error)
             return None

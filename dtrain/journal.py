@@ -6,33 +6,32 @@ The main process writes; the others only take part in the averages. Nothing here
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 from accelerate import Accelerator
 from PIL import Image
-from torch import Tensor
 
 from dtrain.audit_log import AuditLog
 from dtrain.config import Config
+from dtrain.curves import TRAIN_FIGURES, Curves
 from dtrain.data.dataset import Dataset
 from dtrain.data.loader import BadSample
 from dtrain.data.order import Position, cut, lane_count
 from dtrain.devices import is_lost_process
 from dtrain.evaluator import Evaluation
-from dtrain.metrics import Figures
 from dtrain.plan import RunPlan, StagePlan
-from dtrain.preempt import AgreedError
 from dtrain.resume import Start
 from dtrain.run_folder import RunFolder, State
+from dtrain.saver import Saved
+from dtrain.uptime import uptime
+from dtrain.vote import AgreedError
 from shard_tools.atomic import atomic_file
 from shard_tools.errors import UserError
 from shard_tools.progress import Progress
 
 SPEED_INTERVAL_SECONDS = 1.0
 EXPLANATION_WAIT_SECONDS = 2.0
-
-TRACKED = ("loss", "depth_mse", "mask_bce", "learning_rate")
 
 
 class Journal:
@@ -61,7 +60,9 @@ class Journal:
         self._waited = self._waited_before = 0.0
         self._progress: Progress | None = None
         self._shown: dict[str, str] = {}
-        self._durable_bytes: int = start.state.get("metrics_bytes", 0)
+        self._first_step_began: float | None = None
+        self._first_step_noted = False
+        self._resumes_from = start.checkpoint
         global_step = plan.steps_before(start.position)
         if self._main:
             self._progress = Progress(
@@ -74,9 +75,17 @@ class Journal:
             )
             self._announce(start, global_step)
             run.write_status("running", "", global_step)
-        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": global_step}})
-        if self._main and start.checkpoint:
-            self._track_again(global_step)
+        self._curves = Curves(run, accelerator, global_step) if self._main and config.log.trackers else None
+
+    @property
+    def events(self) -> Path:
+        """Where events are, for messages."""
+        return self._run.events
+
+    @property
+    def nonfinite(self) -> Path:
+        """Where the samples of skipped steps are, for messages."""
+        return self._run.nonfinite
 
     def stage_begins(self, stage: StagePlan) -> None:
         """Say how a stage is cut."""
@@ -112,90 +121,129 @@ class Journal:
         """Be told how long the process that waited longest has waited for data since the start."""
         self._waited = seconds
 
-    def step_done(self, stage: StagePlan, position: Position, *, learning_rate: float, means: Tensor) -> None:
-        """Note a step that ends at `position`; `means` are (total, depth_mse, mask_bce) of this process's samples."""
-        self._speed_samples += stage.batch
+    def computing(self) -> None:
+        """The first batch of a step is there."""
+        if self._first_step_began is None:
+            self._first_step_began = uptime()
+
+    def step_done(self, stage: StagePlan, position: Position, *, learning_rate: float, losses: Sequence[float]) -> None:
+        """Note a step that ends at `position`; `losses` are (total, depth_mse, mask_bce) over the global batch."""
+        if not self._progress:
+            return
         global_step = self._plan.steps_before(position)
+        self._speed_samples += stage.batch
         if global_step % self._config.log.every_steps == 0:
-            averaged = self._accelerator.reduce(means, "mean")
-            if self._main:
-                self._log_step(stage, position, global_step, learning_rate, averaged)
-        if self._progress:
-            self._progress.advance(stage.batch, work=stage.batch * stage.size**2)
-            self._log_speed(global_step)
+            self._log_step(stage, position, global_step, learning_rate, losses)
+        self._step_counted(stage, global_step)
+
+    def step_skipped(
+        self, stage: StagePlan, position: Position, count: int, losses: Sequence[float], keys: Sequence[object]
+    ) -> None:
+        """Note a step that ends at `position` and changed nothing, because its loss or gradient was not finite.
+
+        `count` is how many there were in the run, this one included; `keys` are those of each process.
+        """
+        if not self._progress:
+            return
+        global_step = self._plan.steps_before(position)
+        figures = {name: repr(value) for name, value in zip(TRAIN_FIGURES, losses, strict=False)}
+        self._run.add_metrics({"kind": "skipped", **self._place(stage, position), **figures})
+        self._run.add_event("nonfinite", global_step, count=count, **figures)
+        self._run.write_nonfinite(global_step, {**self._place(stage, position), **figures, "keys_by_process": keys})
+        self._say(
+            f"WARNING: step {global_step} is skipped: its loss ({losses[0]}) or gradient is not finite; its samples "
+            f"are in {self._run.nonfinite}"
+        )
+        self._step_counted(stage, global_step)
+
+    def _step_counted(self, stage: StagePlan, global_step: int) -> None:
+        assert self._progress is not None
+        if self._first_step_began is not None and not self._first_step_noted:
+            self._first_step_noted = True
+            self._run.add_event("first_step", global_step, began=round(self._first_step_began, 3))
+        self._progress.advance(stage.batch, work=stage.batch * stage.size**2)
+        self._log_speed(global_step)
 
     def left_out(self, position: Position, bad: Sequence[BadSample]) -> None:
         """Note samples that this process left out of an evaluation."""
         self._note_bad(position, bad)
 
-    def saved(self, path: Path, global_step: int) -> None:
-        """Note a checkpoint."""
-        self._run.add_event("checkpoint", global_step, checkpoint=path.name)
+    def saved(self, saved: Saved, held_up: float) -> None:
+        """Note what became of a checkpoint, for which steps stood still `held_up` seconds."""
+        times = {"at": round(saved.at, 3), "held_up": round(held_up, 4), "seconds": round(saved.seconds, 3)}
+        if saved.path is None:
+            self.not_saved(saved.global_step, saved.error, **times)
+            return
+        self._run.add_event("checkpoint", saved.global_step, checkpoint=saved.path.name, **times)
+        if saved.error:
+            self._run.add_event("save_failed", saved.global_step, reason=saved.error)
+            self._say(f"WARNING: {saved.path.name} is written here, but its copy is not: {saved.error}")
+        if self._curves:
+            self._curves.mend()
+
+    def not_saved(self, global_step: int, reason: str, **times: float) -> None:
+        """Note that a checkpoint could not be written; training goes on, and tries again."""
+        if self._main:
+            self._run.add_event("save_failed", global_step, reason=reason, **times)
+            self._say(f"WARNING: no checkpoint of step {global_step}, the one before still counts: {reason}")
 
     def sync_audit(self) -> None:
-        """Make what this process noted of consumed samples durable, before a checkpoint counts on it."""
+        """Make what this process noted of consumed samples durable, before a checkpoint counts on it.
+
+        Raises OSError if there is no room for it.
+        """
         if self._audit:
             self._audit.sync()
 
-    def sync(self) -> int:
-        """Make metrics and curves durable before a checkpoint counts on them; the size of metrics.jsonl in bytes."""
-        for tracker in self._accelerator.trackers:
-            if tracker.name == "tensorboard":
-                tracker.writer.flush()
-        self._durable_bytes = self._run.sync_metrics()
-        return self._durable_bytes
+    def sync(self) -> None:
+        """Make metrics and curves durable before a checkpoint counts on them. May be called by another thread.
+
+        Raises OSError if there is no room for the metrics.
+        """
+        self._run.metrics_lines.sync()
+        if self._curves:
+            self._curves.flush()
 
     def evaluated(
-        self, stage: StagePlan, position: Position, evaluation: Evaluation, panel: Image.Image | None
+        self,
+        stage: StagePlan,
+        position: Position,
+        evaluation: Evaluation,
+        panel: Image.Image | None,
+        *,
+        seconds: float,
     ) -> None:
-        """Note an evaluation. Called by the main process alone."""
+        """Note an evaluation that took `seconds`. Called by the main process alone."""
         figures = evaluation.figures
         global_step = self._plan.steps_before(position)
         self._run.add_metrics(
             {
                 "kind": "evaluate",
-                "stage": position.stage,
-                "epoch": position.epoch,
-                "global_step": global_step,
-                "samples": self._plan.samples_before(position),
-                "size": stage.size,
+                **self._place(stage, position),
                 "split": self._config.data.test_split,
                 "test_samples": evaluation.samples,
                 "metrics": figures,
             }
         )
-        self._run.add_event("evaluate", global_step)
+        self._run.add_event("evaluate", global_step, seconds=round(seconds, 3))
         if panel is not None:
-            self._run.panels.mkdir(exist_ok=True)
-            with atomic_file(self._run.panels / f"step-{global_step:08d}.png") as file:
-                panel.save(file, "PNG")
-        for tracker in self._accelerator.trackers:
-            tracker.log({f"test/{name}": value for name, value in figures.items()}, step=global_step)
-            if panel is not None and tracker.name == "tensorboard":
-                tracker.log_images({"test/panel": np.asarray(panel)[None]}, step=global_step, dataformats="NHWC")
+            self._keep_panel(panel, global_step)
+        if self._curves:
+            self._curves.add("test", figures, global_step)
+            if panel is not None:
+                self._curves.add_picture("test/panel", panel, global_step)
         self._say(
             f"evaluated after stage {position.stage}, epoch {position.epoch}: mask IoU {figures['mask_iou']:.4f}, "
             f"depth MSE {figures['depth_mse']:.5f} (variance {figures['depth_variance']:.5f})"
         )
 
-    def gave_up_waiting(self, global_step: int) -> None:
-        """The process was told to stop while it waited for data, in a step that others have begun: nothing is saved."""
-        print(
-            f"stopped while waiting for data, in the middle of step {global_step}; the same command goes on from the "
-            "newest checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
-        if self._main:
-            self._run.add_event("preempted", global_step, signal="told to stop while waiting for data")
-            self._end("running", "told to stop while waiting for data", global_step)
-
-    def preempted(self, reason: str, global_step: int) -> None:
-        """The run was told to stop and its last checkpoint is written."""
+    def preempted(self, reason: str, global_step: int, error: str = "") -> None:
+        """The run was told to stop and its last checkpoint is written, or could not be: `error`."""
         if self._main:
             self._run.add_event("preempted", global_step, signal=reason)
-            self._say(f"stopped by {reason} after step {global_step}; the same command goes on from there")
-            self._end("preempted", reason, global_step)
+            way_on = f"from an earlier checkpoint: {error}" if error else "from there"
+            self._say(f"stopped by {reason} after step {global_step}; the same command goes on {way_on}")
+            self._end("preempted", f"{reason}; {error}" if error else reason, global_step)
 
     def done(self, global_step: int) -> None:
         """The run reached its end."""
@@ -213,8 +261,6 @@ class Journal:
         """
         if isinstance(error, AgreedError):
             if self._main:
-                if error.step is not None:
-                    self._run.forget_metrics_from(error.step, self._durable_bytes)
                 self._fail(str(error), global_step)
             return False
         if isinstance(error, UserError):
@@ -224,9 +270,10 @@ class Journal:
             return True
         if is_lost_process(error):
             if self._main:
-                self._say("lost another process; the same command goes on from the newest checkpoint")
-                self._run.add_event("failed", global_step, reason="lost another process")
-                self._end("running", "lost another process", global_step)
+                lost = f"lost another process in step {global_step + 1}"
+                self._say(f"{lost}; the same command goes on from the newest checkpoint")
+                self._run.add_event("failed", global_step, reason=lost)
+                self._end("running", lost, global_step)
             return True
         if self._main:
             self._explain(error, global_step)
@@ -236,7 +283,8 @@ class Journal:
         self._fail(f"process {self._accelerator.process_index}: {type(error).__name__}: {error}", global_step)
 
     def _fail(self, reason: str, global_step: int) -> None:
-        self._run.add_event("failed", global_step, reason=reason)
+        with suppress(UserError):
+            self._run.add_event("failed", global_step, reason=reason)
         self._end("failed", reason, global_step)
 
     def _explained_by_another(self) -> bool:
@@ -275,47 +323,50 @@ class Journal:
             epoch=position.epoch,
             step=position.step,
             repeated_steps=start.repeated_steps,
+            changed=list(start.changed),
+            written=start.state["written"],
             **details,
         )
+        for line in start.changed:
+            self._say(f"goes on with another configuration (then → now): {line}")
+        written = start.state["written"]
+        about = f" (about {start.repeated_seconds:.0f} s)" if start.repeated_seconds >= 1 else ""
         self._say(
             f"resumes from {start.checkpoint.name}: stage {position.stage}, epoch {position.epoch}, "
             f"step {position.step} of {stage.steps} (global step {global_step} of {self._plan.total_steps}); "
-            f"{start.repeated_steps} logged steps are done again; "
-            f"written by {start.state['processes']} process(es), now {details['processes']}"
+            f"{start.repeated_steps} logged steps are done again{about}; "
+            f"written by {written['processes']} process(es), now {details['processes']}, on {written['host']} "
+            f"({written['device']}, torch {written['torch']})"
         )
 
     def _log_step(
-        self, stage: StagePlan, position: Position, global_step: int, learning_rate: float, averaged: Tensor
+        self, stage: StagePlan, position: Position, global_step: int, learning_rate: float, losses: Sequence[float]
     ) -> None:
-        loss, depth_mse, mask_bce = averaged.tolist()
-        line = dict(zip(TRACKED, (loss, depth_mse, mask_bce, learning_rate), strict=True))
-        self._run.add_metrics(
-            {
-                "kind": "train",
-                "stage": position.stage,
-                "epoch": position.epoch,
-                "step": position.step,
-                "global_step": global_step,
-                "samples": self._plan.samples_before(position),
-                "size": stage.size,
-                **line,
-            }
-        )
-        self._track(line, global_step)
+        loss, depth_mse, mask_bce = losses
+        line = dict(zip(TRAIN_FIGURES, (loss, depth_mse, mask_bce, learning_rate), strict=True))
+        self._run.add_metrics({"kind": "train", **self._place(stage, position), **line})
+        if self._curves:
+            self._curves.add("train", line, global_step)
         self._show({"loss": f"{loss:.4f}", "depth MSE": f"{depth_mse:.4f}", "mask BCE": f"{mask_bce:.4f}"})
 
-    def _track(self, figures: Figures, global_step: int) -> None:
-        for tracker in self._accelerator.trackers:
-            tracker.log({f"train/{name}": figures[name] for name in TRACKED}, step=global_step)
+    def _place(self, stage: StagePlan, position: Position) -> dict[str, int]:
+        """Where a line of metrics.jsonl belongs."""
+        return {
+            "stage": position.stage,
+            "epoch": position.epoch,
+            "step": position.step,
+            "global_step": self._plan.steps_before(position),
+            "samples": self._plan.samples_before(position),
+            "size": stage.size,
+        }
 
-    def _track_again(self, global_step: int) -> None:
-        """Put back the point at the checkpoint's step.
-
-        TensorBoard was told to forget that step, too: an evaluation may be on it that is going to be done again.
-        """
-        last = self._run.last_metrics()
-        if last.get("kind") == "train" and last["global_step"] == global_step:
-            self._track(last, global_step)
+    def _keep_panel(self, panel: Image.Image, global_step: int) -> None:
+        try:
+            self._run.panels.mkdir(exist_ok=True)
+            with atomic_file(self._run.panels / f"step-{global_step:08d}.png") as file:
+                panel.save(file, "PNG")
+        except OSError as error:
+            self._say(f"WARNING: {self._run.panels}: no picture of step {global_step}: {error.strerror}")
 
     def _log_speed(self, global_step: int) -> None:
         """Now and then: samples per second, and the share of the time that the step waited for data."""
@@ -361,6 +412,19 @@ class Journal:
             self._progress.note(message)
 
     def _end(self, state: State, reason: str, global_step: int) -> None:
-        self._run.write_status(state, reason, global_step)
+        try:
+            self._run.write_status(state, reason, global_step)
+        except OSError as error:
+            self._say(f"WARNING: {self._run.status}: can't be written, it should say {state!r}: {error.strerror}")
+        if self._curves:
+            self._curves.mend()
         if self._progress:
             self._progress.close()
+
+
+def stands_still(run: RunFolder, rank: int, message: str, step: int) -> None:
+    """Note that process `rank` is about to end itself. Called by its watching thread."""
+    if run.config.is_file():
+        run.add_event("failed", step, reason=message, process=rank)
+        if rank == 0:
+            run.write_status("running", message, step)

@@ -1,78 +1,110 @@
 """The run: stages of epochs of steps, from wherever it stands. Read `Trainer.train` first."""
 
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import closing, nullcontext, suppress
 from dataclasses import asdict
+from functools import partial
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
 from torch import Tensor
 
-from dtrain.checkpoint import Checkpoint, load_checkpoint, remove_old, save_checkpoint
+from dtrain.bucket import Bucket
+from dtrain.checkpoint import Checkpoint, DamagedCheckpointError, load_checkpoint
 from dtrain.config import Config
 from dtrain.data.augment import augment, draw
 from dtrain.data.dataset import Dataset, open_dataset
 from dtrain.data.loader import BadSample, BatchSource, HostBatch, blank_batch, to_device
 from dtrain.data.workers import GaveUpError
-from dtrain.devices import ProcessError, broadcast_buffers, make_accelerator, on_main_process, settle_gradient_buckets
+from dtrain.devices import ProcessError, broadcast_buffers, make_accelerator, on_main_process
 from dtrain.evaluator import Evaluator
-from dtrain.journal import Journal
+from dtrain.journal import Journal, stands_still
+from dtrain.keeper import Keeper
+from dtrain.learner import Learner
 from dtrain.losses import depth_mask_loss
-from dtrain.model import DepthMaskNet
-from dtrain.optimizer import make_optimizer
 from dtrain.plan import RunPlan, StagePlan, learning_rate_factor, plan_run
-from dtrain.preempt import AgreedError, Agreement, StopRequest, Vote
 from dtrain.resume import Start, open_run
 from dtrain.run_folder import RunFolder
+from dtrain.stop_request import StopRequest
+from dtrain.vote import AgreedError, Agreement, Vote
+from dtrain.watchdog import Watchdog
 from shard_tools.errors import UserError
+from shard_tools.storage import open_storage
 
-STOP_TOGETHER_SECONDS = 5.0
 
-
-def train(config: Config, *, fresh: bool = False, overwrite: bool = False) -> None:
+def train(
+    config: Config,
+    request: StopRequest | None = None,
+    *,
+    fresh: bool = False,
+    overwrite: bool = False,
+    accept: Collection[str] = (),
+) -> None:
     """Begin or go on with the run that `config` names, until it is done or told to stop.
 
     To be called by every process that the launcher started. Returns after a signal, too: status.json says which.
+    `accept` are the keys of the configuration that may differ from what the run was begun with.
     Raises UserError for what the user can mend.
     """
-    request = StopRequest()
+    request = request or StopRequest()
     accelerator = make_accelerator(config)
+    run = RunFolder(config.run)
+    rank = accelerator.process_index
+    watchdog = Watchdog(rank, accelerator.num_processes, request, partial(stands_still, run, rank))
+    watchdog.allow(config.hang.first_step_seconds + config.data.patience_seconds)
     vote = Vote(request)
     try:
         with closing(_open_together(config, vote)) as dataset:
-            _train(config, accelerator, dataset, vote, request, fresh=fresh, overwrite=overwrite)
+            bucket = Bucket(open_storage(config.checkpoint.url)) if config.checkpoint.url else None
+            _train(config, accelerator, run, dataset, bucket, vote, request, watchdog, fresh, overwrite, accept)
     finally:
-        accelerator.end_training()
+        watchdog.close()
+        with suppress(OSError):  # the trackers' files, on a full disk
+            accelerator.end_training()
 
 
 def _train(
     config: Config,
     accelerator: Accelerator,
+    run: RunFolder,
     dataset: Dataset,
+    bucket: Bucket | None,
     vote: Vote,
     request: StopRequest,
-    *,
+    watchdog: Watchdog,
     fresh: bool,
     overwrite: bool,
+    accept: Collection[str],
 ) -> None:
     lengths = dataset.lengths(config.data.train_split)
     plan = plan_run(config, lengths, rank=accelerator.process_index, world_size=accelerator.num_processes)
     evaluator = Evaluator(config, dataset, accelerator, config.data.test_split)
-    run = RunFolder(config.run)
-    digest = dataset.digest
-    start = on_main_process(accelerator, lambda: open_run(run, config, digest, fresh=fresh, overwrite=overwrite))
+    loaded: list[Checkpoint] = []
+    start = on_main_process(
+        accelerator,
+        lambda: open_run(
+            run,
+            config,
+            plan,
+            dataset.digest,
+            fresh=fresh,
+            overwrite=overwrite,
+            accept=accept,
+            bucket=bucket,
+            on_load=loaded.append,
+        ),
+    )
     if start.finished:
         accelerator.print(f"{run.path} is done: {start.state['global_step']} steps; --fresh starts it anew.")
         return
     journal = Journal(run, accelerator, config, plan, start, dataset)
-    trainer = Trainer(config, accelerator, dataset, plan, run, journal, vote, evaluator, start)
+    learner = Learner(config, accelerator, _loaded(start, loaded))
+    keeper = Keeper(config, accelerator, run, bucket, journal, vote, dataset.digest, start.state.get("global_step"))
+    trainer = Trainer(config, accelerator, dataset, plan, learner, keeper, journal, vote, watchdog, evaluator, start)
     try:
-        stopped = not trainer.train()
-    except GaveUpError:
-        journal.gave_up_waiting(trainer.global_step)
-        raise SystemExit(1) from None
+        ended = trainer.train()
+        unsaved = trainer.finish(ended)
     except Exception as error:
         if journal.failed(error, trainer.global_step):
             raise SystemExit(1) from None
@@ -81,11 +113,10 @@ def _train(
         raise
     finally:
         trainer.close()
-    vote.settle()
-    if stopped:
-        journal.preempted(request.reason or "a signal to another process", trainer.global_step)
-    else:
+    if ended:
         journal.done(trainer.global_step)
+    else:
+        journal.preempted(request.reason or "a signal to another process", trainer.global_step, unsaved)
     accelerator.wait_for_everyone()
 
 
@@ -107,8 +138,18 @@ def _open_together(config: Config, vote: Vote) -> Dataset:
     return dataset
 
 
+def _loaded(start: Start, loaded: list[Checkpoint]) -> Checkpoint | None:
+    """The checkpoint to start from: the one that the main process has read already, or read now by the others."""
+    if start.checkpoint is None:
+        return None
+    try:
+        return loaded.pop() if loaded else load_checkpoint(start.checkpoint)
+    except DamagedCheckpointError as error:
+        raise ProcessError(f"{start.checkpoint}: {error}; the run folder has to be the same on all machines") from None
+
+
 class Trainer:
-    """Weights, optimizer and position of a run on one process. Every method is called by every process."""
+    """Position of a run on one process, and the way from there to its end. Every method is called by every process."""
 
     def __init__(
         self,
@@ -116,42 +157,34 @@ class Trainer:
         accelerator: Accelerator,
         dataset: Dataset,
         plan: RunPlan,
-        run: RunFolder,
+        learner: Learner,
+        keeper: Keeper,
         journal: Journal,
         vote: Vote,
+        watchdog: Watchdog,
         evaluator: Evaluator,
         start: Start,
     ) -> None:
-        """Build everything at `start`: initialised from the seed, or restored from a checkpoint."""
+        """`learner` stands where `start` says."""
         self._config = config
         self._accelerator = accelerator
         self._dataset = dataset
         self._plan = plan
-        self._run = run
+        self._learner = learner
+        self._keeper = keeper
         self._journal = journal
         self._vote = vote
+        self._watchdog = watchdog
         self._evaluator = evaluator
         self._loader: BatchSource | None = None
         self.position = start.position
         self._bad_before: int = start.state.get("bad_samples", 0)
         self._bad_here = 0
         self._bad_samples = self._bad_before
+        self._nonfinite: int = start.state.get("nonfinite_steps", 0)
         self._waited = 0.0
-        self._in_step = False
-
-        set_seed(config.seed)
-        self._module = DepthMaskNet(config.model.width).to(accelerator.device)
-        self._module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        checkpoint = load_checkpoint(start.checkpoint) if start.checkpoint else None
-        if checkpoint:
-            self._module.load_state_dict(checkpoint.weights)
-        optimizer = make_optimizer(config.optimizer, self._module.parameters())
-        self._model, self._optimizer = accelerator.prepare(self._module, optimizer)
-        if checkpoint:
-            self._optimizer.load_state_dict(checkpoint.optimizer["optimizer"])
-            if accelerator.scaler is not None:
-                accelerator.scaler.load_state_dict(checkpoint.optimizer["scaler"])
-        settle_gradient_buckets(self._model, accelerator.device)
+        self._absent = False
+        self._started_at = self.global_step
 
     @property
     def global_step(self) -> int:
@@ -159,18 +192,21 @@ class Trainer:
         return self._plan.steps_before(self.position)
 
     def train(self) -> bool:
-        """Run to the end; False if a signal ended it before, with a checkpoint of the very step it stands at."""
+        """Run to the end; False if all agreed to stop before, because of a signal."""
+        if self._vote.now().stop:
+            return False
         while self.position.stage < len(self._plan.stages):
             stage = self._plan.stages[self.position.stage]
             self._journal.stage_begins(stage)
+            self._watchdog.allow(self._longest(self._config.hang.first_step_seconds))
             self._loader = self._dataset.loader(
                 self._config.data.train_split, size=stage.size, device=self._accelerator.device
             )
             while self.position.epoch < stage.epochs:
                 if not self._train_epoch(stage):
-                    self._save()
                     return False
-                self._save()
+                if self.global_step > self._started_at:
+                    self._save()
                 if self._evaluation_is_due(stage) and not self._evaluate(stage):
                     return False
                 self.position = self.position.next_epoch()
@@ -178,8 +214,24 @@ class Trainer:
             self.position = self.position.next_stage()
         return True
 
+    def finish(self, ended: bool) -> str:
+        """See to it that the very step where the run stands is saved; after a signal: what went wrong with that, or "".
+
+        A run that has `ended` waits a while for room on the disk. Raises AgreedError if that does not help.
+        """
+        if self.global_step == 0:
+            return ""
+        checkpoint = self._checkpoint()
+        if not ended:
+            return self._keeper.complete(self.global_step, checkpoint)
+        if error := self._keeper.insist(self.global_step, checkpoint):
+            self._vote.fail(UserError(error))
+        self._vote.now()
+        return ""
+
     def close(self) -> None:
         """Let go of threads and files."""
+        self._keeper.close()
         if self._loader is not None:
             self._loader.close()
 
@@ -187,80 +239,118 @@ class Trainer:
         """Steps to the end of the epoch; False if all processes agreed to stop after one of them."""
         with closing(self._batches(stage)) as batches:
             while self.position.step < stage.steps:
-                try:
-                    self._step(stage, batches)
-                except GaveUpError:
-                    if self._vote.all_say_so(STOP_TOGETHER_SECONDS):
-                        return False
-                    raise
-                self.position = self.position.next_step()
-                if self._agree(self._vote.agreed).stop:
+                agreement = self._step(stage, batches)
+                self._count(agreement)
+                if agreement.stop:
                     return False
-                if self.global_step % self._config.checkpoint.every_steps == 0 and self.position.step < stage.steps:
+                if agreement.save and self.position.step < stage.steps:
                     self._save()
         return True
 
-    def _step(self, stage: StagePlan, batches: Iterator[HostBatch]) -> None:
-        """One global batch: forward and backward on every micro-batch, one update."""
+    def _step(self, stage: StagePlan, batches: Iterator[HostBatch]) -> Agreement:
+        """One global batch: forward and backward on every micro-batch, one update; what all agreed on beside it.
+
+        Where a process has nothing for it, or the loss is not finite, the weights stay as they are.
+        """
+        number = self.global_step + 1
+        self._watchdog.progress(number, "waiting for data")
         samples = self._plan.samples_before(self.position)
         factor = learning_rate_factor(self._config.schedule, samples, self._plan.total_samples)
         learning_rate = stage.learning_rate * factor
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+        self._learner.set_learning_rate(learning_rate)
+        self._learner.update.begin()
 
         losses: list[Tensor] = []
         keys: list[str] = []
         bad: list[BadSample] = []
         for rows in stage.micro_rows:
-            host_batch = self._next(batches, stage, len(rows))
-            keys += host_batch.keys
-            bad += host_batch.bad
-            self._in_step = True
+            host_batch = self._next(batches)
+            if host_batch:
+                keys += host_batch.keys
+                bad += host_batch.bad
             last = rows is stage.micro_rows[-1]
-            if last and not self._vote.failed:
-                self._journal.consumed(self.position, keys, bad)
-            with nullcontext() if last else self._accelerator.no_sync(self._model):
-                weight = 0.0 if self._vote.failed else stage.weight(len(rows), self._accelerator.num_processes)
-                weighted = weight * self._losses(host_batch, stage)
+            if last:
+                self._watchdog.progress(number, "computing")
+                self._cast(number, keys, bad)
+            with nullcontext() if last else self._accelerator.no_sync(self._learner.model):
+                weight = stage.weight(len(rows), self._accelerator.num_processes) if host_batch else 0.0
+                weighted = weight * self._losses(host_batch or blank_batch(len(rows), stage.size), stage)
                 self._accelerator.backward(weighted[0])
             losses.append(weighted.detach())
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        self._in_step = False
-        means = torch.stack(losses).sum(0)
-        self._journal.step_done(stage, self.position.next_step(), learning_rate=learning_rate, means=means)
-
-    def _next(self, batches: Iterator[HostBatch], stage: StagePlan, rows: int) -> HostBatch:
-        """The next micro-batch, or, after a failure of this process, a blank one that counts for nothing."""
-        if not self._vote.failed:
-            asked = time.perf_counter()
-            try:
-                batch = next(batches)
-            except GaveUpError:
-                raise
-            except Exception as error:
-                self._vote.fail(error, self.global_step + 1)
-            else:
-                self._waited += time.perf_counter() - asked
-                self._bad_here += len(batch.bad)
-                return batch
-        return blank_batch(rows, stage.size)
-
-    def _agree(self, ask: Callable[..., Agreement]) -> Agreement:
-        """What all processes know, by `ask`; raises AgreedError on all when one has failed, or too much is bad."""
-        agreement = ask(self._bad_here, round(self._waited * 1e6))
-        if not agreement.counts:
+        try:
+            agreement = self._vote.read()
+        except AgreedError:
+            self._learner.update.drop()
+            raise
+        if agreement.absent:
+            self._learner.update.drop()
             return agreement
+        figures, finite = self._learner.update.apply(losses)
+        self.position = self.position.next_step()
+        self._watchdog.allow(self._longest(self._config.hang.step_seconds))
+        if finite:
+            self._note(
+                lambda: self._journal.step_done(stage, self.position, learning_rate=learning_rate, losses=figures)
+            )
+        else:
+            self._skipped(stage, figures, keys)
+        return agreement
+
+    def _next(self, batches: Iterator[HostBatch]) -> HostBatch | None:
+        """The next micro-batch; None after a failure of this process, or when it was told to stop while it waited."""
+        if self._vote.failed or self._absent:
+            return None
+        asked = time.perf_counter()
+        try:
+            batch = next(batches)
+        except GaveUpError:
+            self._absent = True
+            return None
+        except Exception as error:
+            self._vote.fail(error)
+            return None
+        self._waited += time.perf_counter() - asked
+        self._bad_here += len(batch.bad)
+        self._journal.computing()
+        return batch
+
+    def _cast(self, number: int, keys: list[str], bad: list[BadSample]) -> None:
+        """Tell the others how this process stands, with all its data for step `number` there, or not."""
+        if not self._vote.failed and not self._absent:
+            self._note(lambda: self._journal.consumed(self.position, keys, bad))
+        self._vote.cast(self._bad_here, round(self._waited * 1e6), absent=self._absent, save=self._keeper.due(number))
+
+    def _note(self, tell: Callable[[], None]) -> None:
+        """Tell the journal; if it can't write, all processes stop at their next vote."""
+        try:
+            tell()
+        except UserError as error:
+            self._vote.fail(error)
+
+    def _count(self, agreement: Agreement) -> None:
+        """Take in what all processes counted; AgreedError on all when too much is bad."""
         bad, waited = zip(*agreement.counts, strict=True)
         self._bad_samples = self._bad_before + sum(bad)
         self._journal.waited(max(waited) / 1e6)
         if self._bad_samples > self._config.data.max_bad_samples:
             raise AgreedError(
                 f"{self._bad_samples} samples could not be decoded, more than data.max_bad_samples "
-                f"({self._config.data.max_bad_samples}); they are in {self._run.events}: build the shards again from "
-                "whole files, or allow more"
+                f"({self._config.data.max_bad_samples}); they are in {self._journal.events}: build the shards again "
+                "from whole files, or allow more"
             )
-        return agreement
+
+    def _skipped(self, stage: StagePlan, figures: list[float], keys: list[str]) -> None:
+        """Note a step that changed nothing; AgreedError on all when there were too many."""
+        self._nonfinite += 1
+        all_keys = self._vote.gather(keys)
+        self._note(lambda: self._journal.step_skipped(stage, self.position, self._nonfinite, figures, all_keys))
+        if self._nonfinite > self._config.max_nonfinite_steps:
+            raise AgreedError(
+                f"{self._nonfinite} steps had a loss or gradient that is not finite, more than max_nonfinite_steps "
+                f"({self._config.max_nonfinite_steps}), the last one step {self.global_step}; their samples are in "
+                f"{self._journal.nonfinite}. The newest checkpoint is from before; a lower learning rate may help: "
+                "--optimizer.learning_rate X --accept-change optimizer.learning_rate"
+            )
 
     def _losses(self, host_batch: HostBatch, stage: StagePlan) -> Tensor:
         """Means over a micro-batch, in the order of `Losses`, shape (3,)."""
@@ -271,18 +361,15 @@ class Trainer:
             )
             batch = augment(batch, drawn)
         return torch.stack(
-            depth_mask_loss(self._model(batch.images), batch.depth, batch.mask, scale=self._config.loss.scale)
+            depth_mask_loss(self._learner.model(batch.images), batch.depth, batch.mask, scale=self._config.loss.scale)
         )
 
     def _batches(self, stage: StagePlan) -> Generator[HostBatch]:
         """This process's micro-batches from the current position to the end of the epoch."""
         assert self._loader is not None
         order = stage.order(self.position.epoch)
-        return self._loader.batches(order.reading(self.position.step, stage.micro_rows), self._gives_up)
-
-    def _gives_up(self) -> bool:
-        """Whether to stop rather than wait for data: told to, and nothing of this step has been computed here."""
-        return self._vote.wants_to_stop and not self._in_step
+        reading = order.reading(self.position.step, stage.micro_rows)
+        return self._loader.batches(reading, lambda: self._vote.wants_to_stop)
 
     def _evaluation_is_due(self, stage: StagePlan) -> bool:
         done = self.position.epoch + 1
@@ -290,41 +377,41 @@ class Trainer:
 
     def _evaluate(self, stage: StagePlan) -> bool:
         """Figures and panel at the end of an epoch; False if a signal came in between."""
-        broadcast_buffers(self._module)
-        evaluation = self._evaluator.figures(self._module, stage.size, self._vote)
+        began = time.perf_counter()
+        module = self._learner.module
+        broadcast_buffers(module)
+        evaluation = self._evaluator.figures(
+            module,
+            stage.size,
+            self._vote,
+            lambda number: self._watchdog.progress(self.global_step, f"evaluating batch {number}"),
+        )
         if evaluation is None:
             return False
-        self._journal.left_out(self.position, evaluation.bad)
+        self._note(lambda: self._journal.left_out(self.position, evaluation.bad))
+        self._keeper.evaluated(self.global_step, evaluation.figures)
         if self._accelerator.is_main_process:
-            panel = self._evaluator.panel(self._module, stage.size)
-            self._journal.evaluated(stage, self.position, evaluation, panel)
+            panel = self._evaluator.panel(module, stage.size)
+            seconds = time.perf_counter() - began
+            self._note(lambda: self._journal.evaluated(stage, self.position, evaluation, panel, seconds=seconds))
         return True
 
     def _save(self) -> None:
-        """Write a checkpoint of the current position, if no process has failed; the others do not wait for it."""
-        self._journal.sync_audit()
-        self._agree(self._vote.now)
-        if not self._accelerator.is_main_process:
-            return
-        scaler = self._accelerator.scaler
-        checkpoint = Checkpoint(
-            weights={name: tensor.cpu().contiguous() for name, tensor in self._module.state_dict().items()},
-            optimizer={
-                "optimizer": self._optimizer.state_dict(),
-                "scaler": scaler.state_dict() if scaler is not None else None,
-            },
-            state={
-                "position": asdict(self.position),
-                "global_step": self.global_step,
-                "samples": self._plan.samples_before(self.position),
-                "identity": self._config.identity(),
-                "manifest": self._dataset.digest,
-                "bad_samples": self._bad_samples,
-                "metrics_bytes": self._journal.sync(),
-                "processes": self._accelerator.num_processes,
-                "torch": torch.__version__,
-            },
-        )
-        path = save_checkpoint(self._run.checkpoints, self.global_step, checkpoint)
-        remove_old(self._run.checkpoints, self._config.checkpoint.keep_last)
-        self._journal.saved(path, self.global_step)
+        """Begin to write a checkpoint of the current position."""
+        self._watchdog.progress(self.global_step, "saving")
+        self._keeper.save(self.global_step, self._checkpoint())
+
+    def _checkpoint(self) -> Checkpoint:
+        checkpoint = self._learner.checkpoint()
+        state = {
+            **checkpoint.state,
+            "position": asdict(self.position),
+            "samples": self._plan.samples_before(self.position),
+            "bad_samples": self._bad_samples,
+            "nonfinite_steps": self._nonfinite,
+        }
+        return Checkpoint(checkpoint.weights, checkpoint.optimizer, state)
+
+    def _longest(self, seconds: float) -> float:
+        """How long to stand still at most: waiting for data may take its own time."""
+        return seconds + self._config.data.patience_seconds

@@ -1,15 +1,18 @@
-"""How good predictions are: sums over pixels, so that any number of processes gives the same figures."""
+"""How good predictions are: sums over pixels, so that any number of processes gives the same figures.
+
+To be imported by what evaluates, when it does: torchmetrics imports matplotlib, and whatever else of its field is
+installed, and a training that begins should not wait for that.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
+from dtrain.figures import Figures
 from dtrain.model import Prediction
 
 MASK_THRESHOLD = 0.5
-
-Figures = dict[str, float]
 
 
 class DepthMaskMetrics(Metric):
@@ -79,15 +82,3 @@ class DepthMaskMetrics(Metric):
     def _depth_variance(self) -> float:
         mean = float(self.depth_sum) / float(self.pixels)
         return max(float(self.depth_squared_sum) / float(self.pixels) - mean**2, 0.0)
-
-
-def trivial_figures(figures: Figures) -> dict[str, Figures]:
-    """What predictors that look at nothing reach on the same samples, from the figures of any model on them.
-
-    "mean depth" predicts the mean of the very samples it is judged on, "all background" an empty mask.
-    """
-    variance, coverage = figures["depth_variance"], figures["mask_coverage"]
-    return {
-        "mean depth": {"depth_mse": variance, "depth_rmse": variance**0.5, "depth_r2": 0.0},
-        "all background": {"mask_iou": 0.0 if coverage else 1.0, "mask_accuracy": 1 - coverage},
-    }

@@ -72,6 +72,13 @@ class RunPlan:
     def total_pixels(self) -> int:
         return self.pixels_before(self.end)
 
+    def holds(self, position: Position) -> bool:
+        """Whether the run has such a position; after its end there is one more."""
+        if position.stage >= len(self.stages):
+            return position == self.end
+        stage = self.stages[position.stage]
+        return position.epoch <= stage.epochs and position.step <= stage.steps
+
     def steps_before(self, position: Position) -> int:
         """Global steps of the whole run that lie behind `position`."""
         return sum(steps for _, steps in self._done(position))

@@ -1,16 +1,33 @@
 """Where a run starts: anew, from its newest whole checkpoint, or not at all. Decided by the main process."""
 
 import json
+import shutil
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dtrain.checkpoint import load_newest
-from dtrain.config import Config, describe_differences
+from dtrain.bucket import Bucket
+from dtrain.checkpoint import (
+    Checkpoint,
+    DamagedCheckpointError,
+    checkpoint_name,
+    list_checkpoints,
+    load_checkpoint,
+    step_of,
+    verify,
+)
+from dtrain.config import Config, differences
 from dtrain.data.order import Position
+from dtrain.plan import RunPlan
 from dtrain.run_folder import RunFolder
-from shard_tools.atomic import write_atomically
+from shard_tools.atomic import sync_directory, write_atomically
 from shard_tools.errors import UserError
+
+DATA = "data.manifest"
+FIXED = ("order", "model.")
+"""Keys of the identity, or how they begin, that no run can go on without."""
 
 
 @dataclass(frozen=True)
@@ -27,68 +44,179 @@ class Start:
     """Newer checkpoints that are damaged: name and reason."""
     repeated_steps: int = 0
     """Steps that were logged after the checkpoint and have to be done again."""
+    repeated_seconds: float = 0.0
+    """About how long they took, by the wall clock."""
+    changed: tuple[str, ...] = ()
+    """What differs from the configuration and data that the checkpoint was written with, and was accepted."""
     finished: bool = False
     """The run is done; there is nothing to train."""
 
 
-def open_run(run: RunFolder, config: Config, digest: str, *, fresh: bool, overwrite: bool) -> Start:
+def open_run(
+    run: RunFolder,
+    config: Config,
+    plan: RunPlan,
+    digest: str,
+    *,
+    fresh: bool = False,
+    overwrite: bool = False,
+    accept: Collection[str] = (),
+    bucket: Bucket | None = None,
+    on_load: Callable[[Checkpoint], None] = lambda checkpoint: None,
+) -> Start:
     """Lock the run folder and decide; a new run gets its config.yaml, an old one forgets what its checkpoint has not.
 
-    `digest` is that of the data set.
+    `digest` is that of the data set; `accept` are keys that may differ from those the run was begun with. `on_load` is
+    given the checkpoint that was loaded.
     Raises UserError if the folder is in use, if the run was begun with another configuration or data set, if all of
     its checkpoints are damaged, or if `fresh` would throw a finished run away without `overwrite`.
     """
     run.lock()
-    run.end_torn_event()
+    run.event_lines.end_torn_line()
     finished = run.read_status().get("state") == "done"
     if fresh:
-        if finished and not overwrite:
-            raise UserError(
-                f"{run.path}: holds a finished run, which --fresh would delete; "
-                "add --overwrite if that is meant, or choose another folder with --run"
-            )
-        run.clear()
-    path, checkpoint, passed_over = load_newest(run.checkpoints)
-    if checkpoint is None and passed_over and not all(name.startswith(".") for name, _ in passed_over):
+        _forget(run, bucket, finished=finished, overwrite=overwrite)
+    path, checkpoint, passed_over = _newest(run, bucket)
+    if checkpoint is None and not all(name.startswith(".") for name, _ in passed_over):
         reasons = "\n".join(f"  {name}: {reason}" for name, reason in passed_over)
         raise UserError(f"{run.checkpoints}: every checkpoint is damaged:\n{reasons}\nStart anew with --fresh.")
     if path is None or checkpoint is None:
-        run.clear()
+        run.clear(but=[run.events])
         _write_config(run, config)
-        return Start(passed_over=tuple(passed_over))
+        return Start(number=run.count_starts(), passed_over=tuple(passed_over))
     state = checkpoint.state
-    _require_same_run(run, state, config, digest)
-    _write_config(run, config)
-    repeated = max(_last_logged_step(run.metrics) - state["global_step"], 0)
-    finished = finished and not passed_over
+    position = Position(**state["position"])
+    changed = _accepted_changes(run, state, config, digest, accept)
+    if not plan.holds(position):
+        raise UserError(
+            f"{run.path}: stands at stage {position.stage}, epoch {position.epoch}, step {position.step}, which the "
+            "changed configuration does not have; go on with the old one, or start anew with --fresh"
+        )
+    finished = finished and not passed_over and not changed
+    repeated = max(_last_logged_step(run.metrics, state["metrics_bytes"]) - state["global_step"], 0)
+    seconds = _seconds_since(run.events, state.get("time")) if repeated else 0.0
     if not finished:
+        _write_config(run, config)
         run.truncate_metrics(state["metrics_bytes"])
-    return Start(run.count_starts(), path, Position(**state["position"]), state, tuple(passed_over), repeated, finished)
+        on_load(checkpoint)
+    return Start(
+        number=run.count_starts(),
+        checkpoint=path,
+        position=position,
+        state=state,
+        passed_over=tuple(passed_over),
+        repeated_steps=repeated,
+        repeated_seconds=seconds,
+        changed=tuple(changed),
+        finished=finished,
+    )
+
+
+def _forget(run: RunFolder, bucket: Bucket | None, *, finished: bool, overwrite: bool) -> None:
+    """Begin anew, if that is meant."""
+    steps = bucket.steps() if bucket else []
+    if not overwrite and (finished or (bucket and steps and not list_checkpoints(run.checkpoints))):
+        what = f"{run.path}: holds a finished run" if finished else f"{bucket and bucket.path(steps[0])}: is there"
+        raise UserError(
+            f"{what}, which --fresh would delete; add --overwrite if that is meant, or choose another folder with --run"
+        )
+    run.clear()
+    for step in steps:
+        assert bucket is not None
+        bucket.remove(step)
+
+
+def _newest(run: RunFolder, bucket: Bucket | None) -> tuple[Path | None, Checkpoint | None, list[tuple[str, str]]]:
+    """The newest checkpoint that is whole and loads, fetched if it is not here, and (name, reason) of others."""
+    passed_over = [
+        (path.name, "half-written: its process was killed while saving it")
+        for path in sorted(run.checkpoints.glob(".step-*.partial"))
+    ]
+    here = {step_of(path.name): path for path in list_checkpoints(run.checkpoints)}
+    there = bucket.steps() if bucket else []
+    for step in sorted({*here, *there}, reverse=True):
+        attempts: list[Callable[[], Path | None]] = [lambda step=step: here[step]] if step in here else []  # type: ignore[misc]
+        if bucket is not None and step in there:
+            attempts.append(lambda step=step: _fetch(run, bucket, step))  # type: ignore[misc]
+        for attempt in attempts:
+            try:
+                path = attempt()
+                if path is not None:
+                    verify(path)
+                    return path, load_checkpoint(path), passed_over
+            except DamagedCheckpointError as error:
+                passed_over.append((checkpoint_name(step), str(error)))
+    return None, None, passed_over
+
+
+def _fetch(run: RunFolder, bucket: Bucket, step: int) -> Path | None:
+    """A checkpoint from behind the URL at its place here; None if it is not whole there.
+
+    With it come the metrics and events, where those here are gone or shorter. Raises DamagedCheckpointError.
+    """
+    final = run.checkpoints / checkpoint_name(step)
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        if not bucket.download(step, partial):
+            return None
+        verify(partial)
+        for log in (run.metrics, run.events):
+            copy = partial / log.name
+            if copy.exists() and (not log.exists() or log.stat().st_size < copy.stat().st_size):
+                copy.replace(log)
+            copy.unlink(missing_ok=True)
+        sync_directory(partial)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        sync_directory(run.checkpoints)
+        return final
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_config(run: RunFolder, config: Config) -> None:
     write_atomically(run.config, config.to_yaml())
 
 
-def _require_same_run(run: RunFolder, state: dict[str, Any], config: Config, digest: str) -> None:
-    differences = describe_differences(state["identity"], config.identity())
+def _accepted_changes(
+    run: RunFolder, state: dict[str, Any], config: Config, digest: str, accept: Collection[str]
+) -> list[str]:
+    """Lines that say what differs; UserError if any of it is not accepted."""
+    found = differences(state["identity"], config.identity())
     if state["manifest"] != digest:
-        differences.append(f"data.manifest: {config.data.manifest} lists other samples than the run was begun with")
-    if differences:
-        lines = "\n".join(f"  {line}" for line in differences)
+        found[DATA] = f"{DATA}: {config.data.manifest} lists other samples than the run was begun with"
+    refused = {key: line for key, line in found.items() if key not in accept or key.startswith(FIXED)}
+    if refused:
+        lines = "\n".join(f"  {line}" for line in refused.values())
+        meant = [key for key in refused if not key.startswith(FIXED)]
+        or_accept = f", or, if it is meant, add --accept-change {','.join(meant)}" if meant else ""
         raise UserError(
             f"{run.path}: was begun with another configuration (then → now):\n{lines}\n"
-            "Go on with the old one, choose another folder with --run, or start anew with --fresh."
+            f"Go on with the old one, choose another folder with --run, start anew with --fresh{or_accept}."
         )
+    return list(found.values())
 
 
-def _last_logged_step(metrics: Path) -> int:
+def _last_logged_step(metrics: Path, begin: int) -> int:
+    """The last step in the lines from byte `begin` on."""
     last = 0
     if metrics.is_file():
-        with metrics.open(encoding="utf-8") as lines:
+        with metrics.open("rb") as lines:
+            lines.seek(begin)
             for line in lines:
                 try:
                     last = max(last, json.loads(line)["global_step"])
                 except (ValueError, KeyError):
                     continue
     return last
+
+
+def _seconds_since(events: Path, begin: float | None) -> float:
+    """How long the run lived after `begin`, by the wall clock; 0 if that is not known."""
+    with suppress(FileNotFoundError):
+        alive = events.stat().st_mtime
+        if begin is not None:
+            return max(alive - begin, 0.0)
+    return 0.0

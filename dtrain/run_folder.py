@@ -10,18 +10,23 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from dtrain.config import Config, load_config
+from dtrain.lines import Lines
+from dtrain.uptime import uptime
 from shard_tools.atomic import write_atomically
 from shard_tools.errors import UserError
 
 LOCK_WAIT_SECONDS = 30.0
 LONGEST_LINE_BYTES = 2**16
+LOCK_PATIENCE_SECONDS = 2.0
 
 State = Literal["running", "preempted", "done", "failed"]
 
@@ -38,15 +43,18 @@ class RunFolder:
         self.evaluation = path / "evaluation.json"
         self.evaluation_picture = path / "evaluation.png"
         self.report = path / "report.html"
+        self.nonfinite = path / "nonfinite"
         self.checkpoints = path / "checkpoints"
         self.panels = path / "panels"
         self.audit = path / "audit"
         self.tensorboard = path / "tensorboard"
-        self._folders = (self.checkpoints, self.panels, self.audit, self.tensorboard)
+        self._folders = (self.checkpoints, self.panels, self.audit, self.tensorboard, self.nonfinite)
         self._files = (
             *(self.config, self.status, self.metrics, self.events),
             *(self.evaluation, self.evaluation_picture, self.report),
         )
+        self.metrics_lines = Lines(self.metrics)
+        self.event_lines = Lines(self.events)
         self._lock: int | None = None
 
     def require(self) -> "RunFolder":
@@ -80,30 +88,41 @@ class RunFolder:
             raise UserError(
                 f"{self.path}: the run folder can't be written: {error.strerror}; choose another with --run"
             ) from None
-        deadline = time.monotonic() + LOCK_WAIT_SECONDS
+        began = time.monotonic()
+        told = False
         while True:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                if time.monotonic() > deadline:
-                    holder = os.pread(self._lock, 100, 0).decode(errors="replace").strip()
+                waited = time.monotonic() - began
+                holder = os.pread(self._lock, 100, 0).decode(errors="replace").strip()
+                if waited > LOCK_WAIT_SECONDS:
                     raise UserError(
                         f"{self.path}: another training runs in this folder ({holder}); "
                         "wait for it, end it, or choose another folder with --run"
                     ) from None
+                if waited > LOCK_PATIENCE_SECONDS and not told:
+                    told = True
+                    print(
+                        f"{self.path}: another training still holds this folder ({holder}); waits for its end, at most "
+                        f"{LOCK_WAIT_SECONDS:.0f} s",
+                        file=sys.stderr,
+                        flush=True,
+                    )
                 time.sleep(0.2)
             except OSError:  # a file system without locks
                 break
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
 
-    def clear(self) -> None:
+    def clear(self, but: Collection[Path] = ()) -> None:
         """Remove all that a training wrote here, and nothing else."""
         for path in self._folders:
             shutil.rmtree(path, ignore_errors=True)
         for path in self._files:
-            path.unlink(missing_ok=True)
+            if path not in but:
+                path.unlink(missing_ok=True)
 
     def read_status(self) -> dict[str, Any]:
         """The content of status.json; empty if there is none."""
@@ -129,7 +148,7 @@ class RunFolder:
 
     def add_metrics(self, line: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
-        _append(self.metrics, line)
+        self.metrics_lines.add(line)
 
     def last_metrics(self) -> dict[str, Any]:
         """The last line of metrics.jsonl; empty if there is none."""
@@ -141,38 +160,32 @@ class RunFolder:
                 return last
         return {}
 
-    def add_event(self, event: str, global_step: int, **details: Any) -> None:
-        """Append a line to events.jsonl, with the time."""
-        _append(self.events, {"time": time.time(), "event": event, "global_step": global_step, **details})
+    def evaluations(self, metric: str) -> dict[int, float]:
+        """A figure of all evaluations by the step after which they were made."""
+        found = {}
+        with suppress(FileNotFoundError), self.metrics.open(encoding="utf-8") as lines:
+            for text in lines:
+                if '"kind": "evaluate"' in text:
+                    line = json.loads(text)
+                    found[line["global_step"]] = line["metrics"][metric]
+        return found
 
-    def end_torn_event(self) -> None:
-        """Give an event that a kill tore a line of its own."""
-        with suppress(FileNotFoundError), self.events.open("r+b") as file:
-            if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
-                file.write(b"\n")
+    def add_event(self, event: str, global_step: int, **details: Any) -> None:
+        """Append a line to events.jsonl, with the time, and how long this process has run."""
+        line = {"time": time.time(), "uptime": round(uptime(), 3), "event": event, "global_step": global_step}
+        self.event_lines.add({**line, **details})
+
+    def write_nonfinite(self, global_step: int, content: dict[str, Any]) -> None:
+        """Keep what a step was made of that was skipped."""
+        with suppress(OSError):
+            self.nonfinite.mkdir(exist_ok=True)
+            write_atomically(self.nonfinite / f"step-{global_step:08d}.json", json.dumps(content, indent=1) + "\n")
 
     def count_starts(self) -> int:
         """How often the run was started or resumed, according to its events."""
         with suppress(FileNotFoundError), self.events.open(encoding="utf-8") as lines:
             return sum(1 for line in lines if '"event": "start"' in line or '"event": "resume"' in line)
         return 0
-
-    def sync_metrics(self) -> int:
-        """Make metrics.jsonl durable and return its size in bytes, to be kept with a checkpoint."""
-        with self.metrics.open("ab") as file:
-            os.fsync(file.fileno())
-            return file.tell()
-
-    def forget_metrics_from(self, global_step: int, keep_bytes: int) -> None:
-        """Forget the last lines that are of `global_step` or later, but never what the first `keep_bytes` hold."""
-        with suppress(FileNotFoundError), self.metrics.open("r+b") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(size - LONGEST_LINE_BYTES, keep_bytes))
-            for line in reversed(file.read().splitlines(keepends=True)):
-                if json.loads(line)["global_step"] < global_step:
-                    break
-                size -= len(line)
-            file.truncate(size)
 
     def truncate_metrics(self, size: int) -> None:
         """Forget the lines written after the checkpoint at which metrics.jsonl had `size` bytes."""
@@ -183,8 +196,3 @@ class RunFolder:
                     "put the file back as it was, or start anew with --fresh"
                 )
             file.truncate(size)
-
-
-def _append(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")

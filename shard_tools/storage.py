@@ -52,6 +52,9 @@ class Storage(Protocol):
     def write(self, name: str, data: bytes | str) -> None:
         """Write a small object whole; text is encoded as UTF-8."""
 
+    def upload(self, name: str, source: Path) -> None:
+        """Write an object that is the same as the local file `source`."""
+
     def settle(self) -> None:
         """Make the names of all objects written so far survive a power cut, before one that vouches for them."""
 
@@ -69,6 +72,9 @@ class Storage(Protocol):
 
     def names(self, folder: str = "") -> set[str]:
         """Names of the objects directly in a folder; empty where there is no such folder."""
+
+    def folders(self) -> set[str]:
+        """Names of the folders directly in it; empty where there is no such place."""
 
     def remove(self, name: str) -> None:
         """Remove an object if it is there."""
@@ -130,6 +136,10 @@ class LocalStorage:
         with self.writing(name) as file:
             file.write(data.encode() if isinstance(data, str) else data)
 
+    def upload(self, name: str, source: Path) -> None:
+        with self.writing(name) as file, source.open("rb") as data:
+            shutil.copyfileobj(data, file, 2**20)
+
     def settle(self) -> None:
         sync_directory(self.root)
 
@@ -152,6 +162,12 @@ class LocalStorage:
     def names(self, folder: str = "") -> set[str]:
         try:
             return {entry.name for entry in os.scandir(self.root / folder) if entry.is_file()}
+        except FileNotFoundError:
+            return set()
+
+    def folders(self) -> set[str]:
+        try:
+            return {entry.name for entry in os.scandir(self.root) if entry.is_dir()}
         except FileNotFoundError:
             return set()
 
@@ -190,7 +206,7 @@ class RemoteStorage:
                 yield file
                 sent = file.tell()
                 file.flush()
-                self._call(name, "written", lambda fs, path: fs.put_file(file.name, path))
+                self._put(name, Path(file.name), sent)
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -198,9 +214,9 @@ class RemoteStorage:
                 f"{tempfile.gettempdir()}: {name} cannot be prepared there: {error.strerror}; "
                 "set TMPDIR to a folder with room for one shard for each worker"
             ) from None
-        arrived = self.size(name)
-        if arrived != sent:
-            raise UserError(f"{self.path(name)}: {arrived:,} of {sent:,} bytes arrived; run the same command again")
+
+    def upload(self, name: str, source: Path) -> None:
+        self._put(name, source, source.stat().st_size)
 
     def write(self, name: str, data: bytes | str) -> None:
         content = data.encode() if isinstance(data, str) else data
@@ -244,16 +260,28 @@ class RemoteStorage:
         return int(self._call(name, "read", ask))
 
     def names(self, folder: str = "") -> set[str]:
+        return self._entries(folder, "file")
+
+    def folders(self) -> set[str]:
+        return self._entries("", "directory")
+
+    def _entries(self, folder: str, kind: str) -> set[str]:
         def ask(fs: Any, path: str) -> set[str]:
             fs.invalidate_cache()
             entries = fs.ls(path, detail=True)
-            return {entry["name"].rpartition("/")[2] for entry in entries if entry["type"] == "file"}
+            return {entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == kind}
 
         try:
             found: set[str] = self._call(folder, "listed", ask)
         except FileNotFoundError:
             return set()
         return found
+
+    def _put(self, name: str, source: Path, size: int) -> None:
+        self._call(name, "written", lambda fs, path: fs.put_file(str(source), path))
+        arrived = self.size(name)
+        if arrived != size:
+            raise UserError(f"{self.path(name)}: {arrived:,} of {size:,} bytes arrived; run the same command again")
 
     def remove(self, name: str) -> None:
         with suppress(FileNotFoundError):

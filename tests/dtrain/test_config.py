@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from dtrain.cli import build_parser, named_overrides
-from dtrain.config import Config, describe_differences, load_config
+from dtrain.config import Config, differences, load_config
 from shard_tools.errors import UserError
 
 BASE = "run: runs/a\ndata:\n  manifest: shards\nstages:\n  - {size: 32, batch: 4}\n  - {size: 64, batch: 2}\n"
@@ -100,7 +100,7 @@ def test_an_unknown_key_is_named_and_the_right_one_suggested(
         ("seed", "-1"),
         ("seed", "4294967296"),
         ("seed", "no"),
-        ("checkpoint.every_steps", "0"),
+        ("checkpoint.every", "0 steps"),
         ("checkpoint.keep_last", "0"),
         ("log.audit", "maybe"),
         ("log.trackers", "tensorboard"),
@@ -291,7 +291,7 @@ def test_the_resolved_configuration_reads_back_equal(load: Load, tmp_path: Path)
 
 IDENTITY = {
     *(f"data.{key}" for key in ("train_split", "test_split", "decode", "max_lanes", "loader", "stream")),
-    *("order", "model.width", "loss.scale", "precision", "seed"),
+    *("order", "model.width", "loss.scale", "precision", "seed", "sync_batch_norm"),
     *(f"stages.{n}.{key}" for n in (0, 1) for key in ("size", "batch", "epochs", "samples", "learning_rate")),
     *("stages.0.seed_offset", "stages.1.seed_offset"),
     *(f"optimizer.{key}" for key in ("name", "learning_rate", "weight_decay", "momentum")),
@@ -309,7 +309,7 @@ def test_the_identity_is_what_decides_the_weights(load: Load) -> None:
     [
         *("--run=b", "--data.manifest=b", "--data.workers=9", "--data.background_cache_mb=1", "--max_micro_batch=1"),
         *("--data.on_bad_sample=replace", "--data.max_bad_samples=1", "--data.cache_dir=c", "--data.cache_size=1GB"),
-        *("--data.connections=1", "--data.patience_seconds=1", "--checkpoint.every_steps=1"),
+        *("--data.connections=1", "--data.patience_seconds=1", "--checkpoint.every=1 steps"),
         *("--evaluate.samples=1", "--evaluate.batch=1", "--log.audit=true"),
     ],
 )
@@ -326,22 +326,22 @@ def test_where_a_stream_lies_and_what_is_evaluated_of_it_leaves_the_identity(loa
 @pytest.mark.parametrize("key", ["train_samples", "shuffle", "bg", "fgbg", "depth", "mask"])
 def test_what_is_drawn_from_a_stream_is_in_the_identity(load: Load, key: str) -> None:
     then, now = load(text=STREAM).identity(), load(f"--data.stream.{key}=77", text=STREAM).identity()
-    assert describe_differences(then, now) == [f"data.stream.{key}: {then[f'data.stream.{key}']} → 77"]
+    assert list(differences(then, now).values()) == [f"data.stream.{key}: {then[f'data.stream.{key}']} → 77"]
 
 
 def test_differences_are_said_as_then_and_now(load: Load) -> None:
     then = load().identity()
     now = load("--seed=1", "--stages.1.batch=8", "--optimizer.name=sgd").identity()
-    assert describe_differences(then, then) == []
-    assert describe_differences(then, now) == ["stages.1.batch: 2 → 8", "optimizer.name: adamw → sgd", "seed: 0 → 1"]
+    assert differences(then, then) == {}
+    assert list(differences(then, now).values()) == ["stages.1.batch: 2 → 8", "optimizer.name: adamw → sgd", "seed: 0 → 1"]
 
 
 def test_a_stage_more_or_less_is_a_difference(load: Load) -> None:
     two: dict[str, Any] = load().identity()
     one = load("--stages=[{size: 32, batch: 4}]").identity()
-    lines = describe_differences(two, one)
+    lines = list(differences(two, one).values())
     assert "stages.1.size: 64 → (absent)" in lines
-    assert "stages.1.size: (absent) → 64" in describe_differences(one, two)
+    assert "stages.1.size: (absent) → 64" in differences(one, two).values()
     assert all(line.startswith("stages.1.") for line in lines)
 
 

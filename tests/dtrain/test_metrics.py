@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dtrain.metrics import DepthMaskMetrics, Figures, trivial_figures
+from dtrain.figures import Figures, trivial_figures
+from dtrain.metrics import DepthMaskMetrics
 from dtrain.model import Prediction
 
 Samples = tuple[Prediction, Tensor, Tensor]

@@ -12,6 +12,7 @@ import torch
 from dtrain.checkpoint import Checkpoint, save_checkpoint
 from dtrain.config import Config
 from dtrain.data.order import Position
+from dtrain.plan import plan_run
 from dtrain.resume import Start, open_run
 from dtrain.run_folder import RunFolder
 from shard_tools.errors import UserError
@@ -21,11 +22,14 @@ from .conftest import Shards
 MakeConfig = Callable[..., Config]
 
 
-def start(config: Config, shards: Shards, *, fresh: bool = False, overwrite: bool = False) -> Start:
+def start(
+    config: Config, shards: Shards, *, fresh: bool = False, overwrite: bool = False, accept: tuple[str, ...] = ()
+) -> Start:
     """Decide as a process would that ends right after."""
     run = RunFolder(config.run)
+    plan = plan_run(config, shards.lengths(), rank=0, world_size=1)
     try:
-        return open_run(run, config, shards.manifest.digest(), fresh=fresh, overwrite=overwrite)
+        return open_run(run, config, plan, shards.manifest.digest(), fresh=fresh, overwrite=overwrite, accept=accept)
     finally:
         if run._lock is not None:
             os.close(run._lock)
@@ -37,7 +41,7 @@ def save(config: Config, shards: Shards, position: Position, global_step: int) -
         "global_step": global_step,
         "identity": config.identity(),
         "manifest": shards.manifest.digest(),
-        "metrics_bytes": RunFolder(config.run).sync_metrics(),
+        "metrics_bytes": RunFolder(config.run).metrics_lines.end(),
     }
     weights = {"weight": torch.ones(3)}
     return save_checkpoint(config.run / "checkpoints", global_step, Checkpoint(weights, {}, state))
@@ -142,7 +146,7 @@ def test_a_changed_configuration_is_refused_with_what_changed(
 
 
 def test_what_changes_speed_alone_may_change(begun: RunFolder, make_config: MakeConfig, shards: Shards) -> None:
-    config = make_config("--data.workers=0", "--max_micro_batch=2", "--checkpoint.every_steps=1")
+    config = make_config("--data.workers=0", "--max_micro_batch=2", "--checkpoint.every=1 steps")
     assert start(config, shards).position == Position(0, 1, 3)
     assert begun.load_config() == config
 
@@ -151,7 +155,9 @@ def test_other_samples_are_refused(begun: RunFolder, make_config: MakeConfig, sh
     manifest = shards.manifest
     test_alone = manifest.model_copy(update={"splits": {**manifest.splits, "train": manifest.splits["test"]}})
     with pytest.raises(UserError, match=rf"data\.manifest: {shards.folder} lists other samples"):
-        open_run(begun, make_config(), test_alone.digest(), fresh=False, overwrite=False)
+        open_run(
+            begun, make_config(), plan_run(make_config(), shards.lengths(), rank=0, world_size=1), test_alone.digest()
+        )
 
 
 def test_shards_may_lie_elsewhere(

@@ -112,7 +112,7 @@ def test_the_configuration_of_a_run_and_of_none(folder: RunFolder, make_config: 
 
 def test_metrics_after_a_checkpoint_are_forgotten(folder: RunFolder) -> None:
     folder.add_metrics({"global_step": 1})
-    size = folder.sync_metrics()
+    size = folder.metrics_lines.end()
     before = folder.metrics.read_bytes()
     assert size == len(before)
     folder.add_metrics({"global_step": 2})
@@ -131,7 +131,7 @@ def test_metrics_after_a_checkpoint_are_forgotten(folder: RunFolder) -> None:
 
 def test_metrics_that_are_shorter_than_at_the_checkpoint_are_refused(folder: RunFolder) -> None:
     folder.add_metrics({"global_step": 1})
-    size = folder.sync_metrics()
+    size = folder.metrics_lines.end()
     folder.metrics.write_text("{}\n")
     with pytest.raises(UserError, match=rf"{folder.metrics}: 3 bytes, .* {size}; .*--fresh"):
         folder.truncate_metrics(size)
@@ -139,7 +139,7 @@ def test_metrics_that_are_shorter_than_at_the_checkpoint_are_refused(folder: Run
 
 
 def test_metrics_of_a_run_without_any(folder: RunFolder) -> None:
-    assert folder.sync_metrics() == 0
+    assert folder.metrics_lines.end() == 0
     folder.truncate_metrics(0)
     assert folder.metrics.read_bytes() == b""
 
@@ -149,4 +149,5 @@ def test_events_carry_time_and_step(folder: RunFolder) -> None:
     folder.add_event("resume", 12, checkpoint="step-00000012")
     (event,) = map(json.loads, folder.events.read_text().splitlines())
     assert began <= event.pop("time") <= time.time()
+    assert event.pop("uptime") > 0
     assert event == {"event": "resume", "global_step": 12, "checkpoint": "step-00000012"}

@@ -77,7 +77,7 @@ class Run:
                         {"size": 16, "batch": BATCH, "epochs": 2},
                         {"size": 32, "batch": BATCH, "epochs": EPOCHS - 2},
                     ],
-                    "checkpoint": {"every_steps": 7},
+                    "checkpoint": {"every": "7 steps"},
                     "evaluate": {"every_epochs": 2, "batch": 16},
                     "log": {"every_steps": 1, "audit": True},
                 }
@@ -131,7 +131,7 @@ class Run:
     def final(self) -> dict[str, bytes]:
         """The bytes of what a run ends with: weights, optimizer state, and everything that was logged as learned."""
         last = self.folder / "checkpoints" / f"step-{TOTAL_STEPS:08d}"
-        files = [last / "model.safetensors", last / "optimizer.pt", self.folder / "metrics.jsonl"]
+        files = [last / "model.safetensors", last / "optimizer.safetensors", self.folder / "metrics.jsonl"]
         return {path.name: path.read_bytes() for path in files}
 
     def consumed(self) -> dict[tuple[int, int, int], set[str]]:

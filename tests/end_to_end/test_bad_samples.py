@@ -78,7 +78,7 @@ def test_a_failure_of_one_process_ends_all_and_leaves_nothing_wrong_behind(
 ) -> None:
     """The step that one process could not take part in is in no checkpoint and in no log."""
     run, _ = spoiled
-    launched = run.launch("--checkpoint.every_steps", "1000")
+    launched = run.launch("--checkpoint.every", "1000 steps")
     assert launched.finish() != 0
     assert launched.output.count("depth can't be decoded") == 1, launched.output
     assert "Traceback" not in launched.output.split("depth can't be decoded")[0]

@@ -35,7 +35,7 @@ def test_killed_at_any_step_it_ends_with_the_same_bytes(run: Run, undisturbed: R
 
 
 def test_an_evaluation_that_is_done_again_is_on_the_curve_once(run: Run, undisturbed: Run) -> None:
-    launched = run.launch("--checkpoint.every_steps", "1000")
+    launched = run.launch("--checkpoint.every", "1000 steps")
     run.wait_for_step(launched, 2 * STEPS + 3)
     launched.kill()
     run.train()
@@ -59,7 +59,7 @@ def test_three_processes_killed_twice_end_with_the_same_bytes(run: Run) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_sigterm_saves_that_very_step_and_leaves_nothing_behind(run: Run, undisturbed: Run, workers: int) -> None:
     """With workers it reaches every process, as from Slurm and a terminal; those that decode get it first."""
-    launched = run.launch("--data.workers", str(workers), "--checkpoint.every_steps", "1000")
+    launched = run.launch("--data.workers", str(workers), "--checkpoint.every", "1000 steps")
     run.wait_for_step(launched, 23 + workers)
     processes = launched.tree()
     decoding = [process for process in processes if "decode_process" in str(process.cmdline())]

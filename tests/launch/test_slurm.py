@@ -402,7 +402,7 @@ def training(tmp_path: Path) -> Training:
                 "data": {"manifest": str(shards), "workers": 1},
                 "model": {"width": 0.0625},
                 "stages": [{"size": 8, "batch": 12, "epochs": 4}],
-                "checkpoint": {"every_steps": 6},
+                "checkpoint": {"every": "6 steps"},
                 "evaluate": {"samples": 8, "every_epochs": 4},
             }
         )

@@ -1,0 +1,80 @@
+"""Checkpoints behind a URL: copies of local ones, whole as soon as their list of files is there. Decides nothing.
+
+URL/step-00001234/ holds the files of the checkpoint, and copies of metrics.jsonl and events.jsonl as they were then, so
+that a run goes on from there on a machine that has never seen its folder.
+"""
+
+import json
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from dtrain.checkpoint import FILES, CancelledError, checkpoint_name, is_checkpoint, step_of
+from shard_tools.storage import Storage
+
+
+class Bucket:
+    """The place. Raises UserError or OSError where it can't be reached."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+
+    def path(self, global_step: int) -> str:
+        """Where a checkpoint lies, for messages."""
+        return self._storage.path(checkpoint_name(global_step))
+
+    def steps(self) -> list[int]:
+        """The steps of which there may be a checkpoint, the newest first."""
+        return sorted((step_of(name) for name in self._storage.folders() if is_checkpoint(name)), reverse=True)
+
+    def upload(self, checkpoint: Path, log: Collection[Path], cancelled: Callable[[], bool]) -> None:
+        """Copy a whole local checkpoint, with the files `log`, its list of files last.
+
+        Raises CancelledError once `cancelled` says so, which is asked before each file.
+        """
+        if self._is_listed(checkpoint.name):
+            return
+        names = json.loads((checkpoint / FILES).read_text())
+        for path in (*log, *(checkpoint / name for name in names), checkpoint / FILES):
+            if cancelled():
+                raise CancelledError
+            if path in log:
+                self._upload_so_far(f"{checkpoint.name}/{path.name}", path)
+            else:
+                self._storage.upload(f"{checkpoint.name}/{path.name}", path)
+
+    def download(self, global_step: int, folder: Path) -> bool:
+        """Fetch all objects of a checkpoint to `folder`, which is there; False if its list of files is missing."""
+        name = checkpoint_name(global_step)
+        if not self._is_listed(name):
+            return False
+        for file in sorted(self._storage.names(name)):
+            with self._storage.reading(f"{name}/{file}") as source, (folder / file).open("wb") as target:
+                while data := source.read(2**20):
+                    target.write(data)
+        return True
+
+    def remove_old(self, newest: int, keep_last: int, keep: Collection[int]) -> None:
+        """Remove all but step `newest`, the whole ones before it to make `keep_last`, and those of the steps `keep`.
+
+        Later ones are damaged: the run went back behind them.
+        """
+        whole = [step for step in self.steps() if step <= newest and self._is_listed(checkpoint_name(step))]
+        for step in set(self.steps()) - {*whole[:keep_last], *keep}:
+            self.remove(step)
+
+    def remove(self, global_step: int) -> None:
+        """Remove a checkpoint; the list of files goes first, so that the rest never counts."""
+        self._storage.remove(f"{checkpoint_name(global_step)}/{FILES}")
+        self._storage.remove_folder(checkpoint_name(global_step))
+
+    def _upload_so_far(self, name: str, path: Path) -> None:
+        """Copy a file that grows, up to where it ends now."""
+        if path.exists():
+            left = path.stat().st_size
+            with self._storage.writing(name) as target, path.open("rb") as source:
+                while left and (data := source.read(min(left, 2**20))):
+                    target.write(data)
+                    left -= len(data)
+
+    def _is_listed(self, name: str) -> bool:
+        return FILES in self._storage.names(name)

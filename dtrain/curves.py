@@ -1,0 +1,101 @@
+"""Curves and pictures for the trackers. What they show can always be made again from metrics.jsonl and panels/."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from accelerate import Accelerator
+from PIL import Image
+
+from dtrain.run_folder import RunFolder
+
+TRAIN_FIGURES = ("loss", "depth_mse", "mask_bce", "learning_rate")
+
+
+class Curves:
+    """On the main process alone.
+
+    A full disk breaks the files of TensorBoard, whose writer then writes no more; `mend` makes them anew.
+    """
+
+    def __init__(self, run: RunFolder, accelerator: Accelerator, global_step: int) -> None:
+        """Go on after `global_step`; points of that step and later ones, from before a kill, are forgotten."""
+        self._run = run
+        self._accelerator = accelerator
+        self._broken = False
+        there = any(run.tensorboard.glob("events.*"))
+        self._open(purge_step=global_step)
+        if there:
+            self._add_again(global_step)
+        else:
+            self._add_all()
+
+    def add(self, group: str, figures: Mapping[str, float], global_step: int) -> None:
+        """Add a point to each curve "group/name"."""
+        if not self._broken:
+            try:
+                for tracker in self._accelerator.trackers:
+                    tracker.log({f"{group}/{name}": value for name, value in figures.items()}, step=global_step)
+            except OSError:
+                self._broken = True
+
+    def add_picture(self, name: str, picture: Image.Image, global_step: int) -> None:
+        """Add a picture."""
+        import numpy as np
+
+        for tracker in self._accelerator.trackers:
+            if tracker.name == "tensorboard" and not self._broken:
+                try:
+                    pixels = np.asarray(picture)[None]
+                    tracker.log_images({name: pixels}, step=global_step, dataformats="NHWC")
+                except OSError:
+                    self._broken = True
+
+    def flush(self) -> None:
+        """Hand all points to the kernel."""
+        for tracker in self._accelerator.trackers:
+            if tracker.name == "tensorboard" and not self._broken:
+                try:
+                    tracker.writer.flush()
+                except OSError:
+                    self._broken = True
+
+    def mend(self) -> None:
+        """If a full disk broke the curves, make them anew."""
+        if self._broken:
+            shutil.rmtree(self._run.tensorboard, ignore_errors=True)
+            try:
+                self._open(purge_step=None)
+            except OSError:
+                return
+            self._broken = False
+            self._add_all()
+
+    def _open(self, purge_step: int | None) -> None:
+        self._accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": purge_step}})
+
+    def _add_again(self, global_step: int) -> None:
+        """Put back the training's point of the step that was forgotten: an evaluation may be on it that comes again."""
+        last = self._run.last_metrics()
+        if last.get("kind") == "train" and last["global_step"] == global_step:
+            self._add_line(last)
+
+    def _add_all(self) -> None:
+        for line in self._lines():
+            self._add_line(line)
+        for path in sorted(self._run.panels.glob("step-*.png")):
+            with Image.open(path) as picture:
+                self.add_picture("test/panel", picture, int(path.stem.removeprefix("step-")))
+
+    def _add_line(self, line: Mapping[str, Any]) -> None:
+        if line["kind"] == "train":
+            self.add("train", {name: line[name] for name in TRAIN_FIGURES}, line["global_step"])
+        elif line["kind"] == "evaluate":
+            self.add("test", line["metrics"], line["global_step"])
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        if self._run.metrics.exists():
+            with self._run.metrics.open(encoding="utf-8") as lines:
+                for line in lines:
+                    yield json.loads(line)

@@ -1,0 +1,91 @@
+"""When to write a checkpoint: every so many steps, every so many minutes, or as often as pays. Arithmetic alone."""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+_TEXT = re.compile(r"(\d+) steps?|(\d+(?:\.\d+)?) minutes?")
+
+FIRST_SECONDS = 60.0
+"""Until a save was measured, `auto` writes one after so long."""
+SHORTEST_SAVES = 4.0
+"""An interval of `auto` is at least so many times as long as a save takes."""
+RETRY_SECONDS = 30.0
+"""After a save that failed the next one is tried so much later, if it is not due before."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """One of the three."""
+
+    kind: Literal["steps", "minutes", "auto"]
+    value: float = 0.0
+
+    def __str__(self) -> str:
+        return "auto" if self.kind == "auto" else f"{self.value:g} {self.kind}"
+
+
+def parse_interval(text: str) -> Interval:
+    """`500 steps`, `10 minutes` or `auto`. Raises ValueError for anything else, and for 0."""
+    if text == "auto":
+        return Interval("auto")
+    match = _TEXT.fullmatch(text)
+    if match is None or not float(match[1] or match[2]):
+        raise ValueError("expected auto, a number of steps such as '500 steps', or a time such as '10 minutes'")
+    return Interval("steps", int(match[1])) if match[1] else Interval("minutes", float(match[2]))
+
+
+def optimal_seconds(save_seconds: float, between_interruptions: float) -> float:
+    """How long to compute between two saves so that saving and repeated work together cost the least, in seconds.
+
+    `save_seconds` is what one save takes, `between_interruptions` the mean time between two ends without a save.
+    J. W. Young, "A first order approximation to the optimum checkpoint interval" (1974), √(2·save·between), in the
+    higher order of J. T. Daly, "A higher order estimate of the optimum checkpoint interval for restart dumps" (2006).
+    """
+    if save_seconds >= 2 * between_interruptions:
+        return between_interruptions
+    ratio = save_seconds / (2 * between_interruptions)
+    return math.sqrt(2 * save_seconds * between_interruptions) * (1 + math.sqrt(ratio) / 3 + ratio / 9) - save_seconds
+
+
+class SaveTimer:
+    """Knows when the next checkpoint is due. Times are in seconds of any clock that nobody sets."""
+
+    def __init__(self, interval: Interval, between_interruptions: float, now: float) -> None:
+        self._interval = interval
+        self._between_interruptions = between_interruptions
+        self._last = now
+        self._save_seconds: float | None = None
+        self._retry_at = math.inf
+
+    def due(self, global_step: int, now: float) -> bool:
+        """Whether to save after step `global_step`, at time `now`."""
+        if now >= self._retry_at:
+            return True
+        if self._interval.kind == "steps":
+            return global_step % int(self._interval.value) == 0
+        return now - self._last >= self.seconds
+
+    @property
+    def seconds(self) -> float:
+        """The interval, where it is a time."""
+        if self._interval.kind == "minutes":
+            return 60 * self._interval.value
+        if self._save_seconds is None:
+            return FIRST_SECONDS
+        best = optimal_seconds(self._save_seconds, self._between_interruptions)
+        return max(best, SHORTEST_SAVES * self._save_seconds)
+
+    def began(self, now: float) -> None:
+        """A save was begun."""
+        self._last = now
+        self._retry_at = math.inf
+
+    def took(self, seconds: float) -> None:
+        """It ended well, after `seconds`."""
+        self._save_seconds = seconds
+
+    def failed(self, now: float) -> None:
+        """It failed."""
+        self._retry_at = now + RETRY_SECONDS

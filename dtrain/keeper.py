@@ -1,0 +1,160 @@
+"""Has checkpoints written when they are due, on the main process; the others only agree. Knows nothing of training."""
+
+import platform
+import time
+from collections.abc import Mapping
+
+import torch
+from accelerate import Accelerator
+
+from dtrain.best import best_steps
+from dtrain.bucket import Bucket
+from dtrain.checkpoint import Checkpoint
+from dtrain.config import Config
+from dtrain.interval import RETRY_SECONDS, SaveTimer
+from dtrain.journal import Journal
+from dtrain.run_folder import RunFolder
+from dtrain.saver import Saver
+from dtrain.uptime import uptime
+from dtrain.vote import Vote
+
+LAST_PATIENCE_SECONDS = 240.0
+"""So long the end of a run waits for room on the disk."""
+
+
+class Keeper:
+    """Every method is called by every process, unless it says otherwise."""
+
+    def __init__(
+        self,
+        config: Config,
+        accelerator: Accelerator,
+        run: RunFolder,
+        bucket: Bucket | None,
+        journal: Journal,
+        vote: Vote,
+        digest: str,
+        newest: int | None,
+    ) -> None:
+        """`digest` is that of the data set; `newest` the step of the checkpoint that the run goes on from."""
+        self._config = config.checkpoint
+        self._accelerator = accelerator
+        self._run = run
+        self._journal = journal
+        self._vote = vote
+        self._identity = {"identity": config.identity(), "manifest": digest}
+        between = 3600 * self._config.hours_between_preemptions
+        self._timer = SaveTimer(self._config.interval, between, time.monotonic())
+        self._saver = Saver(
+            run.checkpoints,
+            keep_last=self._config.keep_last,
+            bucket=bucket,
+            log=(run.metrics, run.events),
+            sync=journal.sync,
+        )
+        self._held_up: dict[int, float] = {}
+        self._error = ""
+        self._newest = newest
+        self._best = run.evaluations(self._config.best_metric) if self._config.keep_best else {}
+
+    def due(self, global_step: int) -> bool:
+        """Whether a checkpoint is due after this step; never on another process than the main one."""
+        if not self._accelerator.is_main_process:
+            return False
+        self._look()
+        return self._timer.due(global_step, time.monotonic()) and not self._saver.busy
+
+    def evaluated(self, global_step: int, figures: Mapping[str, float]) -> None:
+        """Be told of an evaluation, by which a checkpoint may be one of the best."""
+        if self._config.keep_best:
+            self._best[global_step] = figures[self._config.best_metric]
+
+    def save(self, global_step: int, checkpoint: Checkpoint, *, urgent: bool = False) -> None:
+        """Begin to write one; steps may go on. The one before is waited for, or given up for an urgent one.
+
+        All processes first make durable what they wrote down of consumed samples. Raises AgreedError if one has failed.
+        """
+        at = uptime()
+        error = self._sync_audit()
+        self._vote.cast(int(not error))
+        if not all(synced for (synced,) in self._vote.read().counts):
+            self._fail(global_step, error or "another process can't write down which samples it consumed")
+            return
+        if not self._accelerator.is_main_process:
+            return
+        state = {
+            **checkpoint.state,
+            **self._identity,
+            "global_step": global_step,
+            "metrics_bytes": self._run.metrics_lines.end(),
+            "time": time.time(),
+            "written": {
+                "processes": self._accelerator.num_processes,
+                "device": str(self._accelerator.device),
+                "torch": torch.__version__,
+                "host": platform.node(),
+            },
+        }
+        best = best_steps(self._best, self._config.best_metric, self._config.keep_best)
+        self._timer.began(time.monotonic())
+        self._saver.save(global_step, checkpoint.weights, checkpoint.optimizer, state, at=at, keep=best, urgent=urgent)
+        self._newest = global_step
+        self._held_up[global_step] = uptime() - at
+        self._look()
+
+    def complete(self, global_step: int, checkpoint: Checkpoint) -> str:
+        """Wait until one of this very step is written, which is begun if it was not; what went wrong, or "".
+
+        Only the main process knows.
+        """
+        written = self._newest == global_step and not self._error
+        if not self._agree(written):
+            self.save(global_step, checkpoint, urgent=True)
+        began = uptime()
+        self._saver.wait()
+        self._held_up[global_step] = self._held_up.get(global_step, 0.0) + uptime() - began
+        self._look()
+        return self._error
+
+    def insist(self, global_step: int, checkpoint: Checkpoint) -> str:
+        """Like `complete`, for the end of the run: waits a while for room on the disk."""
+        deadline = time.monotonic() + LAST_PATIENCE_SECONDS
+        while True:
+            error = self.complete(global_step, checkpoint)
+            over = not error or time.monotonic() > deadline or self._vote.wants_to_stop
+            if self._agree(over):
+                return error
+            time.sleep(RETRY_SECONDS / 10)
+
+    def close(self) -> None:
+        """Let what is being written come to its end."""
+        self._saver.wait()
+        self._look()
+
+    def _agree(self, value: bool) -> bool:
+        """What the main process says."""
+        self._vote.cast(int(value))
+        return bool(self._vote.read().counts[0][0])
+
+    def _sync_audit(self) -> str:
+        try:
+            self._journal.sync_audit()
+        except OSError as error:
+            return str(error)
+        return ""
+
+    def _look(self) -> None:
+        """See what became of what was being written."""
+        for saved in self._saver.ended():
+            if saved.path is None:
+                self._error = saved.error
+                self._timer.failed(time.monotonic())
+            else:
+                self._error = ""
+                self._timer.took(saved.seconds)
+            self._journal.saved(saved, self._held_up.pop(saved.global_step, 0.0))
+
+    def _fail(self, global_step: int, error: str) -> None:
+        self._error = error
+        self._timer.failed(time.monotonic())
+        self._journal.not_saved(global_step, error)

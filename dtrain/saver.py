@@ -1,0 +1,116 @@
+"""Writes checkpoints beside the training, one at a time. Knows neither steps nor processes, and says nothing itself."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dtrain.bucket import Bucket
+from dtrain.checkpoint import CancelledError, Checkpoint, remove_old, save_checkpoint
+from dtrain.snapshot import Snapshot
+from shard_tools.errors import UserError
+
+LOWEST_PRIORITY = 19
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What became of a checkpoint."""
+
+    global_step: int
+    at: float
+    """Uptime of the process when steps stood still for the snapshot, in seconds."""
+    seconds: float
+    """From the snapshot to the end."""
+    path: Path | None
+    """Where it lies; None if it was not written."""
+    error: str = ""
+    """What went wrong: with the checkpoint if there is no path, else with its copy behind the URL."""
+
+
+class Saver:
+    """Takes snapshots, and has a thread write them that gives way to the steps."""
+
+    def __init__(
+        self, folder: Path, *, keep_last: int, bucket: Bucket | None, log: Collection[Path], sync: Callable[[], None]
+    ) -> None:
+        """`sync` makes the files `log` durable, before a checkpoint counts on them; it may raise OSError."""
+        self._folder = folder
+        self._keep_last = keep_last
+        self._bucket = bucket
+        self._log = log
+        self._sync = sync
+        self._weights, self._optimizer = Snapshot(), Snapshot()
+        self._thread: threading.Thread | None = None
+        self._cancelled = threading.Event()
+        self._ended: list[Saved] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether one is being written."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def save(
+        self,
+        global_step: int,
+        weights: Mapping[str, Tensor],
+        optimizer: Mapping[str, Tensor],
+        state: dict[str, Any],
+        *,
+        at: float,
+        keep: Collection[int],
+        urgent: bool,
+    ) -> None:
+        """Take a snapshot and begin to write it, after the one before; old ones are then removed, except for `keep`.
+
+        `at` is the uptime of the process when steps stood still for it. An urgent one is not slowed down, and takes the
+        place of one that is still being written.
+        """
+        if urgent:
+            self._cancelled.set()
+        self.wait()
+        self._cancelled.clear()
+        self._weights.take(weights)
+        self._optimizer.take(optimizer)
+        self._thread = threading.Thread(
+            target=self._write, args=(global_step, at, state, set(keep), urgent), name="saver", daemon=True
+        )
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until nothing is being written."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def ended(self) -> list[Saved]:
+        """What became of those that ended since this was asked last."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _write(self, global_step: int, at: float, state: dict[str, Any], keep: set[int], urgent: bool) -> None:
+        if not urgent:
+            # On Linux a thread has a priority of its own.
+            with suppress(OSError, AttributeError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+        began = time.monotonic()
+        path, error = None, ""
+        try:
+            self._sync()
+            checkpoint = Checkpoint(self._weights.on_host(), self._optimizer.on_host(), state)
+            path = save_checkpoint(self._folder, global_step, checkpoint, cancelled=self._cancelled.is_set)
+            remove_old(self._folder, self._keep_last, keep)
+            if self._bucket is not None:
+                self._bucket.upload(path, self._log, self._cancelled.is_set)
+                self._bucket.remove_old(global_step, self._keep_last, keep)
+        except CancelledError:
+            if path is None:
+                return
+        except (UserError, OSError) as failure:
+            error = str(failure)
+        self._ended.append(Saved(global_step, at, time.monotonic() - began, path, error))

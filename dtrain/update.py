@@ -1,0 +1,68 @@
+"""One update of the weights that leaves no trace if it must not be: exchange of the loss, check, optimizer step."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
+
+
+class Update:
+    """What one step does after its backward passes.
+
+    Weights and the optimizer's state change in `apply` alone. A forward pass in training mode changes BatchNorm's
+    statistics, which are kept in `begin` and put back when the step does not count.
+    """
+
+    def __init__(self, accelerator: Accelerator, module: nn.Module, optimizer: AcceleratedOptimizer) -> None:
+        """`module` is not wrapped for DDP; `optimizer` was prepared by `accelerator`."""
+        self._accelerator = accelerator
+        self._optimizer = optimizer
+        self._parameters = list(module.parameters())
+        self._buffers = list(module.buffers())
+        self._kept = [buffer.clone() for buffer in self._buffers]
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """To be called before the first forward pass of a step."""
+        for kept, buffer in zip(self._kept, self._buffers, strict=True):
+            kept.copy_(buffer)
+
+    def apply(self, losses: Sequence[Tensor]) -> tuple[list[float], bool]:
+        """Change the weights by the gradients, unless those or the loss are not finite on any process.
+
+        `losses` are those of this process's micro-batches, each of shape (n,), weighted. Returns their mean over the
+        global batch, and whether the weights were changed: the same on every process. Waits for the device once.
+        """
+        means = torch.stack(list(losses)).sum(0)
+        if dist.is_initialized():
+            dist.all_reduce(means)
+            means /= dist.get_world_size()
+        scaler = self._accelerator.scaler
+        # The scaler of fp16 looks at the gradients itself, and expects some that are not finite.
+        checked = means if scaler is not None else torch.cat([means, self._gradient_norm().to(means)[None]])
+        figures = checked.tolist()
+        finite = all(map(math.isfinite, figures))
+        if finite or scaler is not None:
+            self._optimizer.step()
+        if not finite:
+            self._restore_statistics()
+        self._optimizer.zero_grad()
+        return figures[: len(means)], finite
+
+    def drop(self) -> None:
+        """Forget the step that was begun."""
+        self._restore_statistics()
+        self._optimizer.zero_grad()
+
+    def _gradient_norm(self) -> Tensor:
+        """The L2 norm of the whole gradient; not finite if any part of it is not, or if it is beyond all use."""
+        return nn.utils.get_total_norm(parameter.grad for parameter in self._parameters if parameter.grad is not None)
+
+    @torch.no_grad()
+    def _restore_statistics(self) -> None:
+        for kept, buffer in zip(self._kept, self._buffers, strict=True):
+            buffer.copy_(kept)

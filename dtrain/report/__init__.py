@@ -3,9 +3,10 @@
 from dataclasses import replace
 from pathlib import Path
 
+from dtrain.report.goodput_words import describe_goodput
 from dtrain.report.page import render_page
 from dtrain.report.pictures import make_album
-from dtrain.report.run_data import read_run
+from dtrain.report.run_data import read_goodput, read_run
 from dtrain.run_folder import RunFolder
 from shard_tools.atomic import write_atomically
 
@@ -22,3 +23,8 @@ def write_report(run: Path) -> Path:
     path = RunFolder(run).report
     write_atomically(path, render_page(replace(record, notes=notes), album))
     return path
+
+
+def goodput_line(run: Path) -> str:
+    """Return one line for the terminal on where the time of the run in the folder `run` went, from its events alone."""
+    return describe_goodput(read_goodput(run))

@@ -1,10 +1,8 @@
 """From the record of a run to the text of its page. Pure apart from reading the template beside it."""
 
 import math
-import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from importlib.resources import files
 
@@ -13,22 +11,16 @@ from markupsafe import Markup
 
 from dtrain.report.chart import Mark, Series, line_chart
 from dtrain.report.curve import Points
+from dtrain.report.event_rows import event_rows
+from dtrain.report.goodput_words import time_parts
 from dtrain.report.metric_names import MetricName, metric_name
 from dtrain.report.pictures import Album, Picture
-from dtrain.report.run_data import Evaluation, Event, RunData
+from dtrain.report.run_data import Evaluation, RunData
+from dtrain.report.words import count, duration, percent, times, utc
 
 _MAX_EPOCH_MARKS = 24
 _LOG_FROM_SPREAD = 20
-_NBSP = "\N{NO-BREAK SPACE}"
 _SAMPLES_AXIS = "training samples seen"
-_EVENT_TITLES = {
-    "start": "Started",
-    "resume": "Resumed",
-    "preempted": "Preempted",
-    "passed_over": "Checkpoint passed over",
-    "done": "Finished",
-    "failed": "Failed",
-}
 
 
 @dataclass(frozen=True)
@@ -48,15 +40,6 @@ class _ResultRow:
 
 
 @dataclass(frozen=True)
-class _EventRow:
-    kind: str
-    time: str
-    title: str
-    step: str
-    detail: str
-
-
-@dataclass(frozen=True)
 class _Chart:
     title: str
     svg: Markup
@@ -67,12 +50,12 @@ def render_page(run: RunData, album: Album) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["count"] = _count
+    environment.filters["count"] = count
     template = environment.from_string(files("dtrain.report").joinpath("page.html").read_text("utf-8"))
     evaluation = run.latest_evaluation
     return template.render(
         run=run,
-        last_seen=_utc(run.lives.stretches[-1][1]) if run.lives.stretches else "",
+        last_seen=utc(run.lives.stretches[-1][1]) if run.lives.stretches else "",
         figures=_figures(run),
         evaluation=evaluation,
         results=_results(evaluation) if evaluation else [],
@@ -81,8 +64,11 @@ def render_page(run: RunData, album: Album) -> str:
         caption=partial(_panel_caption, run),
         charts=_charts(run),
         has_stages=len({boundary.stage for boundary in run.boundaries}) > 1,
+        time_parts=time_parts(run.goodput) if run.goodput else [],
+        duration=duration,
+        percent=percent,
         story=_story(run),
-        event_rows=_event_rows(run.events),
+        event_rows=event_rows(run.events),
     )
 
 
@@ -91,13 +77,25 @@ def _figures(run: RunData) -> list[_Figure]:
     evaluation = run.latest_evaluation
     if evaluation:
         figures += [figure for figure in (_iou_figure(evaluation), _depth_figure(evaluation)) if figure]
-    figures.append(_Figure("Samples seen", f"{run.samples:,}", f"in {_count(run.global_step, 'step')}"))
+    figures.append(_Figure("Samples seen", f"{run.samples:,}", f"in {count(run.global_step, 'step')}"))
     if run.lives.stretches:
-        detail = _count(len(run.lives.stretches), "session")
-        if run.lives.seconds_away >= 1:
-            detail += f", and {_duration(run.lives.seconds_away)} away between them"
-        figures.append(_Figure("Time running", _duration(run.lives.seconds), detail))
+        figures.append(_time_figure(run))
+    if run.goodput:
+        detail = f"useful, of {duration(run.goodput.seconds.total)} in all"
+        figures.append(_Figure("Goodput", percent(run.goodput.share), detail))
     return figures
+
+
+def _time_figure(run: RunData) -> _Figure:
+    """Return how long the run was alive: from its processes' uptimes, or else from the times of its events."""
+    sessions, seconds, away = len(run.lives.stretches), run.lives.seconds, run.lives.seconds_away
+    if run.goodput:
+        sessions, away = run.goodput.sessions, run.goodput.seconds.away
+        seconds = run.goodput.seconds.total - away
+    detail = count(sessions, "session")
+    if away >= 1:
+        detail += f", and {duration(away)} away between them"
+    return _Figure("Time running", duration(seconds), detail)
 
 
 def _iou_figure(evaluation: Evaluation) -> _Figure | None:
@@ -207,7 +205,7 @@ def _marks(run: RunData) -> list[Mark]:
             marks.append(Mark(boundary.samples, "epoch", label, title))
     for event in run.events:
         if event.name == "resume" and event.global_step is not None:
-            title = f"resumed at step {event.global_step:,}, {_utc(event.time)} UTC"
+            title = f"resumed at step {event.global_step:,}, {utc(event.time)} UTC"
             marks.append(Mark(run.samples_by_step.at(event.global_step), "resume", title=title))
     return [mark for mark in marks if math.isfinite(mark.x)]
 
@@ -221,107 +219,13 @@ def _panel_caption(run: RunData, picture: Picture) -> str:
 def _story(run: RunData) -> str:
     """Return in a few words how often the run was interrupted and what was kept of it."""
     names = [event.name for event in run.events]
-    parts = [f"{_count(len(run.lives.stretches), 'session')}"]
+    parts = [f"{count(len(run.lives.stretches), 'session')}"]
     for name, verb in (("preempted", "preempted"), ("resume", "resumed"), ("failed", "failed")):
         if name in names:
-            parts.append(f"{verb} {_times(names.count(name))}")
+            parts.append(f"{verb} {times(names.count(name))}")
     if "passed_over" in names:
-        parts.append(f"{_count(names.count('passed_over'), 'checkpoint')} passed over")
-    checkpoints = f"{_count(run.checkpoints, 'checkpoint')} written"
+        parts.append(f"{count(names.count('passed_over'), 'checkpoint')} passed over")
+    checkpoints = f"{count(run.checkpoints, 'checkpoint')} written"
     if run.last_checkpoint_step is not None:
         checkpoints += f", the last at step {run.last_checkpoint_step:,}"
     return "; ".join([*parts, checkpoints]) + "."
-
-
-def _event_rows(events: Sequence[Event]) -> list[_EventRow]:
-    rows = []
-    previous = ""
-    for event in events:
-        rows.append(
-            _EventRow(
-                kind=event.name if event.name in _EVENT_TITLES else "other",
-                time=_utc(event.time),
-                title=_EVENT_TITLES.get(event.name, event.name),
-                step="" if event.global_step is None else f"{event.global_step:,}",
-                detail=_event_detail(event, previous),
-            )
-        )
-        if event.name != "passed_over":
-            previous = event.name
-    return rows
-
-
-def _event_detail(event: Event, previous: str) -> str:
-    """Return one line about an event; `previous` is the name of the one before it."""
-    details = dict(event.details)
-    parts = []
-    if event.name == "resume":
-        checkpoint = details.pop("checkpoint", None)
-        place = [f"{key} {details.pop(key)}" for key in ("stage", "epoch", "step") if key in details]
-        parts.append(f"from {checkpoint}" if checkpoint else "from a checkpoint")
-        if place:
-            parts.append(", ".join(place))
-        if previous in ("start", "resume"):
-            parts.append("after an end without notice")
-        if repeated := details.pop("repeated_steps", 0):
-            parts.append(f"{_count(repeated, 'step')} done again" if isinstance(repeated, int) else str(repeated))
-    if event.name == "preempted" and "signal" in details:
-        parts.append(f"by {_signal_name(details.pop('signal'))}")
-    if event.name == "passed_over":
-        parts += [str(details.pop(key)) for key in ("checkpoint", "reason") if key in details]
-    if event.name == "done" and isinstance(seconds := details.get("seconds"), int | float):
-        del details["seconds"]
-        parts.append(f"this session took {_duration(seconds)}")
-    if "processes" in details:
-        parts.append(_cut(details))
-    parts += [f"{key.replace('_', ' ')} {value}" for key, value in details.items()]
-    return " · ".join(parts)
-
-
-def _cut(details: dict[str, object]) -> str:
-    """Take from `details` how the global batch was cut, and return it: 2 processes × 2 × micro-batch 16 on cuda."""
-    processes = details.pop("processes")
-    text = f"{processes} {'process' if processes == 1 else 'processes'}"
-    accumulation = details.pop("accumulation", 1)
-    if accumulation != 1:
-        text += f" × {accumulation} accumulated"
-    if "micro_batch" in details:
-        text += f" × micro-batch {details.pop('micro_batch')}"
-    if "device" in details:
-        text += f" on {details.pop('device')}"
-    return text
-
-
-def _signal_name(number: object) -> str:
-    if isinstance(number, int):
-        try:
-            return signal.Signals(number).name
-        except ValueError:
-            return f"signal {number}"
-    return str(number)
-
-
-def _utc(seconds: float) -> str:
-    try:
-        return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}"
-    except (OverflowError, ValueError, OSError):
-        return f"{seconds:g} s"
-
-
-def _duration(seconds: float) -> str:
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}{_NBSP}s"
-    minutes, second = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes}{_NBSP}min {second}{_NBSP}s"
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}{_NBSP}h {minute}{_NBSP}min"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
-def _times(number: int) -> str:
-    return {1: "once", 2: "twice"}.get(number, f"{number:,} times")

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dtrain.report.curve import Curve, Points
+from dtrain.report.events import Event, Events, Lives
+from dtrain.report.goodput import Goodput, GoodputMeter
+from dtrain.report.json_values import numbers, whole
 from shard_tools.errors import UserError
 
 _POSITION = {"kind", "stage", "epoch", "step", "global_step", "samples", "size"}
-_FREQUENT_EVENTS = {"speed", "checkpoint", "evaluate", "bad_sample"}
-_MAX_BAD_KEYS = 10_000
 
 
 @dataclass(frozen=True)
@@ -42,46 +43,6 @@ class Boundary:
 
 
 @dataclass(frozen=True)
-class Event:
-    """One line of events.jsonl: `time` in seconds since 1970, UTC; `details` are its other fields."""
-
-    time: float
-    name: str
-    global_step: int | None
-    details: Mapping[str, object]
-
-
-@dataclass
-class Lives:
-    """The stretches of time, each from a start or resume to its last event, that a run was alive; seconds.
-
-    A checkpoint passed over comes before the resume that it belongs to, so it ends no stretch.
-    """
-
-    stretches: list[list[float]] = field(default_factory=list)
-
-    def see(self, event: Event) -> None:
-        """Take the next event."""
-        if event.name == "passed_over":
-            return
-        if event.name in ("start", "resume") or not self.stretches:
-            self.stretches.append([event.time, event.time])
-        self.stretches[-1][1] = max(self.stretches[-1][1], event.time)
-
-    @property
-    def seconds(self) -> float:
-        """Time alive, all stretches together."""
-        return sum(end - begin for begin, end in self.stretches)
-
-    @property
-    def seconds_away(self) -> float:
-        """Time between the first sign of life and the last that belongs to no stretch."""
-        if not self.stretches:
-            return 0.0
-        return max(0.0, self.stretches[-1][1] - self.stretches[0][0] - self.seconds)
-
-
-@dataclass(frozen=True)
 class PanelFile:
     """A panel picture, drawn after `global_step` steps."""
 
@@ -96,7 +57,8 @@ class RunData:
     `training` and `evaluations` are curves over training samples seen; the keys of the latter are
     (split, metric). `speed` is in samples per second, `data_wait` a share in [0, 1]; both likewise.
     `samples`, `global_step`: how far it came. `latest_evaluation` is evaluation.json or, without one, the
-    last evaluation of the training itself. `notes` name what could not be read.
+    last evaluation of the training itself. `goodput` is None where it is not known. `notes` name what could not be
+    read.
     """
 
     name: str
@@ -113,6 +75,7 @@ class RunData:
     latest_evaluation: Evaluation | None
     events: Sequence[Event]
     lives: Lives
+    goodput: Goodput | None
     checkpoints: int
     last_checkpoint_step: int | None
     samples_by_step: Points
@@ -154,12 +117,22 @@ def read_run(run: Path) -> RunData:
         latest_evaluation=_read_evaluation(run / "evaluation.json", notes) or metrics.last_evaluation,
         events=events.rare,
         lives=events.lives,
+        goodput=events.meter.goodput(),
         checkpoints=events.checkpoints,
         last_checkpoint_step=events.last_checkpoint_step,
         samples_by_step=samples_by_step,
         panels=_find_panels(run / "panels"),
         notes=notes,
     )
+
+
+def read_goodput(run: Path) -> Goodput | None:
+    """Return where the time of the run in the folder `run` went, from its events.jsonl alone; None where not known."""
+    meter = GoodputMeter()
+    for line in _lines(run / "events.jsonl"):
+        if line is not None:
+            meter.take(line)
+    return meter.goodput()
 
 
 class _Metrics:
@@ -177,15 +150,18 @@ class _Metrics:
 
     def take(self, line: Mapping[str, object]) -> bool:
         """Take one line; return whether it was understood."""
-        samples, step = _whole(line.get("samples")), _whole(line.get("global_step"))
+        samples, step = whole(line.get("samples")), whole(line.get("global_step"))
         if samples is None or step is None:
             return False
         if line.get("kind") == "train":
             self._take_training(line, samples, step)
             return True
+        if line.get("kind") == "skipped":
+            self._advance(samples, step)
+            return True
         metrics = line.get("metrics")
         if line.get("kind") == "evaluate" and isinstance(metrics, dict):
-            self._take_evaluation(str(line.get("split", "")), _numbers(metrics), samples)
+            self._take_evaluation(str(line.get("split", "")), numbers(metrics), samples)
             if step > self.global_step:
                 self._advance(samples, step)
             return True
@@ -194,13 +170,13 @@ class _Metrics:
     def _take_training(self, line: Mapping[str, object], samples: int, step: int) -> None:
         while self.boundaries and samples <= self.samples and self.boundaries[-1].samples >= samples:
             self.boundaries.pop()
-        stage, epoch = (_whole(line.get(name)) or 0 for name in ("stage", "epoch"))
+        stage, epoch = (whole(line.get(name)) or 0 for name in ("stage", "epoch"))
         latest = self.boundaries[-1] if self.boundaries else None
         if latest is None or (latest.stage, latest.epoch) != (stage, epoch):
             start = self._epoch_start(line, samples, step) if latest else 0.0
-            self.boundaries.append(Boundary(start, stage, epoch, _whole(line.get("size"))))
+            self.boundaries.append(Boundary(start, stage, epoch, whole(line.get("size"))))
         self._advance(samples, step)
-        for name, value in _numbers(line).items():
+        for name, value in numbers(line).items():
             if name not in _POSITION:
                 self.training.setdefault(name, Curve()).add(samples, value)
                 self.not_finite[name] += not math.isfinite(value)
@@ -214,67 +190,12 @@ class _Metrics:
         if not (self.samples < samples and self.global_step < global_step):
             return samples
         batch = (samples - self.samples) / (global_step - self.global_step)
-        return max(self.samples, samples - batch * (_whole(line.get("step")) or 0))
+        return max(self.samples, samples - batch * (whole(line.get("step")) or 0))
 
     def _take_evaluation(self, split: str, metrics: Mapping[str, float], samples: int) -> None:
         for name, value in metrics.items():
             self.evaluations.setdefault((split, name), Curve()).add(samples, value)
         self.last_evaluation = Evaluation(split=split, metrics=metrics)
-
-
-class _Events:
-    """Takes the lines of events.jsonl: the rare ones are kept, the frequent ones summed up."""
-
-    def __init__(self, samples_by_step: Points) -> None:
-        self.rare: list[Event] = []
-        self.lives = Lives()
-        self.checkpoints = 0
-        self.last_checkpoint_step: int | None = None
-        self.speed = Curve()
-        self.data_wait = Curve()
-        self._bad_keys: set[str] = set()
-        self._bad = 0
-        self._first_bad = ""
-        self._samples_by_step = samples_by_step
-
-    @property
-    def notes(self) -> list[str]:
-        """What a reader should know besides."""
-        if not self._bad:
-            return []
-        different = f"{len(self._bad_keys):,}{' or more' if len(self._bad_keys) == _MAX_BAD_KEYS else ''}"
-        return [
-            f"samples that could not be decoded: {self._bad:,} times, {different} different ones, steps that were done "
-            f"again included; in training another one stood in, an evaluation left them out. First: {self._first_bad}"
-        ]
-
-    def take(self, line: Mapping[str, object]) -> bool:
-        """Take one line; return whether it was understood."""
-        time, name = _number(line.get("time")), line.get("event")
-        if time is None or not math.isfinite(time) or not isinstance(name, str):
-            return False
-        details = {key: line[key] for key in line if key not in ("time", "event", "global_step")}
-        event = Event(time, name, _whole(line.get("global_step")), details)
-        self.lives.see(event)
-        if name not in _FREQUENT_EVENTS:
-            self.rare.append(event)
-        elif name == "checkpoint":
-            self.checkpoints += 1
-            self.last_checkpoint_step = event.global_step
-        elif name == "speed" and event.global_step is not None:
-            self._take_speed(self._samples_by_step.at(event.global_step), details)
-        elif name == "bad_sample":
-            self._bad += 1
-            self._first_bad = self._first_bad or str(details.get("reason", ""))
-            if len(self._bad_keys) < _MAX_BAD_KEYS:
-                self._bad_keys.add(str(details.get("key", "")))
-        return True
-
-    def _take_speed(self, samples: float, details: Mapping[str, object]) -> None:
-        for curve, key in ((self.speed, "samples_per_second"), (self.data_wait, "data_wait")):
-            value = _number(details.get(key))
-            if value is not None:
-                curve.add(samples, value)
 
 
 def _read_metrics(path: Path, notes: list[str]) -> _Metrics:
@@ -286,8 +207,8 @@ def _read_metrics(path: Path, notes: list[str]) -> _Metrics:
     return metrics
 
 
-def _read_events(path: Path, samples_by_step: Points, notes: list[str]) -> _Events:
-    events = _Events(samples_by_step)
+def _read_events(path: Path, samples_by_step: Points, notes: list[str]) -> Events:
+    events = Events(samples_by_step)
     _note_unreadable(path, sum(line is None or not events.take(line) for line in _lines(path)), notes)
     notes += events.notes
     return events
@@ -333,12 +254,12 @@ def _read_evaluation(path: Path, notes: list[str]) -> Evaluation | None:
         return None
     return Evaluation(
         split=str(value.get("split", "")),
-        metrics=_numbers(metrics),
-        samples=_whole(value.get("samples")),
-        size=_whole(value.get("size")),
+        metrics=numbers(metrics),
+        samples=whole(value.get("samples")),
+        size=whole(value.get("size")),
         checkpoint=None if value.get("checkpoint") is None else str(value["checkpoint"]),
         trivial={
-            str(name): _numbers(figures)
+            str(name): numbers(figures)
             for name, figures in (trivial.items() if isinstance(trivial, dict) else ())
             if isinstance(figures, dict)
         },
@@ -353,22 +274,3 @@ def _find_panels(folder: Path) -> list[PanelFile]:
         if (match := re.fullmatch(r"step-(\d+)\.png", path.name))
     ]
     return sorted(found, key=lambda panel: panel.global_step)
-
-
-def _number(value: object) -> float | None:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return None
-
-
-def _whole(value: object) -> int | None:
-    number = _number(value)
-    return int(number) if number is not None and math.isfinite(number) else None
-
-
-def _numbers(mapping: Mapping[str, object]) -> dict[str, float]:
-    numbers = {str(key): _number(value) for key, value in mapping.items()}
-    return {key: value for key, value in numbers.items() if value is not None}

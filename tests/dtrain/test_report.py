@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dtrain.report import write_report
+from dtrain.report import goodput_line, write_report
 from dtrain.report.chart import WIDTH, Mark, Series, line_chart, linear_ticks, log_ticks
 from dtrain.report.curve import MAX_POINTS, Curve, Points
 from dtrain.report.pictures import MAX_FRAMES
-from dtrain.report.run_data import read_run
+from dtrain.report.run_data import read_goodput, read_run
 from shard_tools.errors import UserError
 
 BATCH = 32
@@ -96,6 +96,7 @@ class RunBuilder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.process_start: float | None = None
         path.mkdir()
         (path / "config.yaml").write_text("seed: 0\nmodel:\n  width: 0.25\n")
 
@@ -128,8 +129,9 @@ class RunBuilder:
         self.log("metrics.jsonl", {**line, "split": "test", "metrics": metrics})
 
     def event(self, after: float, event: str, global_step: int, **details: object) -> None:
-        """Log an event, `after` seconds from the start."""
-        self.log("events.jsonl", {"time": T0 + after, "event": event, "global_step": global_step, **details})
+        """Log an event, `after` seconds from the start, with the uptime of the process once that is known."""
+        uptime = {} if self.process_start is None else {"uptime": after - self.process_start}
+        self.log("events.jsonl", {"time": T0 + after, **uptime, "event": event, "global_step": global_step, **details})
 
     def status(self, state: str, reason: str = "") -> None:
         (self.path / "status.json").write_text(json.dumps({"state": state, "reason": reason, "global_step": 60}))
@@ -152,11 +154,14 @@ def run(tmp_path: Path) -> RunBuilder:
 @pytest.fixture
 def whole_run(run: RunBuilder) -> RunBuilder:
     """Started on two processes, preempted, resumed on one past a broken checkpoint, finished, evaluated."""
+    run.process_start = 0
     run.event(0, "start", 0, processes=2, device="cuda", accumulation=1, micro_batch=16)
     run.train(1, 40)
+    run.event(3, "first_step", 1, began=2)
     run.event(5, "speed", 10, samples_per_second=64.0, data_wait=0.25)
-    run.event(10, "checkpoint", 30, checkpoint="step-00000030")
+    run.event(10, "checkpoint", 30, checkpoint="step-00000030", at=9, held_up=0.5, seconds=1)
     run.event(20, "preempted", 40, signal=15)
+    run.process_start = 65
     run.event(70, "passed_over", 30, checkpoint="step-00000040", reason="weights cut short")
     run.event(
         70,
@@ -171,10 +176,17 @@ def whole_run(run: RunBuilder) -> RunBuilder:
         accumulation=2,
         micro_batch=16,
         repeated_steps=10,
+        written={"processes": 2, "device": "cuda", "host": "node-a", "torch": "2.8.0", "time": T0 + 9},
+        changed=["data.workers: 2 → 4"],
     )
     run.train(31, 60)
+    run.event(72, "first_step", 31, began=6)
+    run.event(74, "save_failed", 34, reason="no space left on device")
+    for step in (35, 36, 37):
+        run.event(75, "nonfinite", step, count=step - 34)
     run.event(80, "speed", 60, samples_per_second=32.0, data_wait=0.5)
     run.evaluate(60, depth_mse=0.004, mask_iou=0.5)
+    run.event(95, "evaluate", 60, seconds=8)
     run.event(100, "done", 60, seconds=30.0)
     run.status("done")
     run.panel(30)
@@ -204,8 +216,8 @@ def test_the_page_tells_the_whole_story(whole_run: RunBuilder) -> None:
     assert "0.931" in page.shown
     assert "4.0%" in page.shown, "depth MSE as a share of the variance"
     assert "1,920" in page.shown, "samples seen"
-    assert "50 s" in page.shown, "20 s before and 30 s after the time away"
-    assert "2 sessions, and 50 s away between them" in page.shown
+    assert "55 s" in page.shown, "20 s before and 35 s after the time away"
+    assert "2 sessions, and 45 s away between them" in page.shown
     assert "2 sessions; preempted once; resumed once; 1 checkpoint passed over; 1 checkpoint written" in page.shown
     assert "width: 0.25" in page.shown
 
@@ -223,16 +235,74 @@ def test_results_stand_beside_the_trivial_predictors(whole_run: RunBuilder) -> N
 
 def test_what_was_resumed_and_when(whole_run: RunBuilder) -> None:
     page = whole_run.page()
-    assert page.row("Started") == ["2025-11-22 08:26:40", "Started", "0", "2 processes × micro-batch 16 on cuda"]
+    detail = "2 processes × micro-batch 16 on cuda · first step after 2.0 s"
+    assert page.row("Started") == ["2025-11-22 08:26:40", "Started", "0", detail]
     assert page.row("Preempted") == ["2025-11-22 08:27:00", "Preempted", "40", "by SIGTERM"]
     assert page.row("Checkpoint passed over")[3] == "step-00000040 · weights cut short"
     time, _, step, detail = page.row("Resumed")
     assert (time, step) == ("2025-11-22 08:27:50", "30")
     assert detail == (
-        "from step-00000030 · stage 0, epoch 1, step 0 · 10 steps done again · "
-        "1 process × 2 accumulated × micro-batch 16 on cuda"
+        "from step-00000030 · stage 0, epoch 1, step 0 · "
+        "written by 2 processes on cuda, host node-a, torch 2.8.0, 2025-11-22 08:26:49 UTC · 10 steps done again · "
+        "accepted changes: data.workers: 2 → 4 · 1 process × 2 accumulated × micro-batch 16 on cuda · "
+        "first step after 6.0 s"
     )
     assert page.row("Finished")[3] == "this session took 30 s"
+
+
+def test_saves_that_failed_and_steps_that_were_skipped_are_events(whole_run: RunBuilder) -> None:
+    page = whole_run.page()
+    assert page.row("Checkpoint not written")[2:] == ["34", "no space left on device"]
+    assert page.row("Step skipped")[2:] == [
+        "35",
+        "loss or gradient not finite · 3 in the run so far · 3 times in a row",
+    ]
+
+
+def test_where_the_time_went(whole_run: RunBuilder) -> None:
+    page = whole_run.page()
+    expected = {
+        "Useful steps": ("28 s", 28.0),
+        "Evaluating": ("8.0 s", 8.0),
+        "Saving": ("0.5 s", 0.5),
+        "Repeated": ("10 s", 10.5),
+        "Starting and leaving": ("8.0 s", 8.0),
+        "Away": ("45 s", 45.0),
+    }
+    assert {name: (page.row(name)[1], float(page.row(name)[2].rstrip("%"))) for name in expected} == expected
+    (bar,) = [div for div in page.attributes("div") if div.get("class") == "bar"]
+    assert bar["role"] == "img"
+    assert bar["aria-label"].startswith("Useful steps 28.0%, Evaluating 8.0%, Saving 0.5%, ")
+    widths = [float(span["style"].removeprefix("flex-grow:")) for span in page.attributes("span") if "style" in span]
+    assert widths == pytest.approx([share / 100 for _, share in expected.values()])
+    assert "Goodput28.0%useful, of 1 min 40 s in all" in "".join(line.strip() for line in page.shown.split("\n"))
+    assert "2 sessions, 1 preemption, 10 steps repeated" in page.shown
+    assert goodput_line(whole_run.path) == (
+        "goodput 28.0% of 1 min 40 s; lost: 45.0% away, 10.5% repeated, 8.0% evaluating, 8.0% starting, 0.5% saving"
+    )
+
+
+def test_a_run_of_an_older_version_has_its_times_but_no_goodput(run: RunBuilder) -> None:
+    run.train(1, 3)
+    run.event(0, "start", 0)
+    run.event(20, "preempted", 3, signal=15)
+    run.event(70, "resume", 3, checkpoint="step-00000003")
+    run.event(100, "done", 3)
+    page = run.page()
+    assert "50 s" in page.shown, "20 s before and 30 s after the time away"
+    assert "2 sessions, and 50 s away between them" in page.shown
+    assert "goodput can't be measured" in page.shown
+    assert "Where the time went" not in page.shown
+    assert read_goodput(run.path) is None
+
+
+def test_torn_and_broken_lines_leave_the_goodput_of_the_others(whole_run: RunBuilder) -> None:
+    before = read_goodput(whole_run.path)
+    with (whole_run.path / "events.jsonl").open("a") as file:
+        file.write('{"time": 1\n[]\n{"event": "speed", "upti')
+    assert before is not None
+    assert read_goodput(whole_run.path) == before
+    assert "28.0%" in whole_run.page().shown
 
 
 def test_a_resume_after_a_kill_says_that_no_notice_came(run: RunBuilder) -> None:
@@ -403,6 +473,15 @@ def test_a_diverged_loss_is_said_and_left_open_in_the_curve(run: RunBuilder) -> 
         path for path in page.chart("Training loss").iter(f"{SVG}path") if "stroke-width:1.6" in path.get("style", "")
     ]
     assert len(lines) == 2
+
+
+def test_a_skipped_step_is_a_step_without_figures(run: RunBuilder) -> None:
+    run.train(1, 3)
+    run.train(4, 4, kind="skipped", loss="nan", depth_mse="nan", mask_bce="inf")
+    data = read_run(run.path)
+    assert (data.global_step, data.samples) == (4, 4 * BATCH)
+    assert data.training["loss"].x == (1.0 * BATCH, 2.0 * BATCH, 3.0 * BATCH)
+    assert not data.notes
 
 
 def test_long_logs_are_thinned_without_losing_spikes(run: RunBuilder) -> None:

@@ -203,6 +203,7 @@ class HangConfig(_Section):
 
     first_step_seconds: float = Field(1800.0, gt=0, description="until a stage's first step is done")
     step_seconds: float = Field(300.0, gt=0, description="between any two signs of progress after that")
+    leave_seconds: float = Field(25.0, gt=0, description="after a signal, in all; launchers kill after 30 s")
 
 
 _SPEED_AND_PLACE: dict[str, Any] = {

@@ -51,7 +51,9 @@ def train(
     accelerator = make_accelerator(config)
     run = RunFolder(config.run)
     rank = accelerator.process_index
-    watchdog = Watchdog(rank, accelerator.num_processes, request, partial(stands_still, run, rank))
+    watchdog = Watchdog(
+        rank, accelerator.num_processes, request, config.hang.leave_seconds, partial(stands_still, run, rank)
+    )
     watchdog.allow(config.hang.first_step_seconds + config.data.patience_seconds)
     vote = Vote(request)
     try:

@@ -17,18 +17,27 @@ import torch.distributed as dist
 from dtrain.stop_request import StopRequest
 
 ANSWER_SECONDS = 3.0
-LEAVE_SECONDS = 25.0
-"""After a signal; launchers kill after 30 s."""
 
 
 class Watchdog:
     """Started before the first exchange; told of every sign of progress."""
 
-    def __init__(self, rank: int, world_size: int, request: StopRequest, on_hang: Callable[[str, int], None]) -> None:
-        """`on_hang` is told the message and the step, by the watching thread, before the process ends."""
+    def __init__(
+        self,
+        rank: int,
+        world_size: int,
+        request: StopRequest,
+        leave_seconds: float,
+        on_hang: Callable[[str, int], None],
+    ) -> None:
+        """`leave_seconds` after a signal the process ends at the latest, before the launcher kills it.
+
+        `on_hang` is told the message and the step, by the watching thread, before the process ends.
+        """
         self._rank, self._world_size = rank, world_size
         self._request = request
         self._on_hang = on_hang
+        self._leave_seconds = leave_seconds
         self._limit = float("inf")
         self._seen = time.monotonic()
         self._step, self._doing = 0, "starting"
@@ -57,7 +66,7 @@ class Watchdog:
             if still > self._limit:
                 self._end(f"no progress for {still:.0f} s")
             told = self._request.seconds_ago()
-            if told > LEAVE_SECONDS:
+            if told > self._leave_seconds:
                 self._end(f"told to stop by {self._request.reason} {told:.0f} s ago, and still busy")
 
     def _end(self, what: str) -> None:

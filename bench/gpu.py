@@ -1,8 +1,10 @@
 """Everything that needs a GPU, checked and measured by one command in under 9 minutes: `make bench-gpu`.
 
 Checks: the network gives on the GPU what it gives on the CPU; a run on the GPU through the real launcher is preempted
-by SIGTERM, resumes, and ends with the samples that an undisturbed one saw. Measures: training steps per size and
-precision, the loader alone, and both together. `--device cpu --quick` tries the command itself without a GPU.
+by SIGTERM, resumes, and ends with the samples that an undisturbed one saw and, deterministic algorithms switched on,
+with the same bytes; with BatchNorm over the global batch, one and several GPUs learn the same. Measures: training steps
+per size and precision, the loader alone, both together, and steps beside a save. `--device cpu --quick` tries the
+command itself without a GPU.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ import yaml
 
 from bench.dataset import FOLDER, tree_and_shards
 from bench.ours import Ours
+from bench.saving import measure as measure_saving
 from bench.step import overhead, timed, training_step
 from dtrain.data.loader import HostBatch, to_device
 from dtrain.model import DepthMaskNet
@@ -29,6 +33,7 @@ WRITE_UP_BATCHES = {32: 1024, 64: 256, 128: 64, 256: 16}
 MAX_LOADED = 256
 """The largest batch that is loaded here: there are 2,160 tuples."""
 LAUNCH_TIMEOUT = 150.0
+BATCH = 16
 
 Report = dict[str, Any]
 
@@ -48,35 +53,31 @@ def check_parity(device: torch.device) -> Report:
     return {"relative_error": max(errors), "ok": max(errors) < 1e-4}
 
 
+def check_sync_batch_norm(shards: Path, gpus: int) -> Report:
+    """Largest relative difference of the loss in any step, one GPU against all, BatchNorm over the global batch."""
+    if gpus < 2:
+        return {"gpus": gpus, "ok": True, "checked": "no: it takes two GPUs or more"}
+    folder = FOLDER / "gpu-sync"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    options = ["--sync_batch_norm", "true", "--stages.0.epochs", "1"]
+    config = _write_config(folder, shards, steps=40, width=0.25)
+    for processes in (1, gpus):
+        _launch(config, folder / str(processes), processes, *options).wait(LAUNCH_TIMEOUT)
+    one, several = (_losses(folder / str(processes)) for processes in (1, gpus))
+    error = max(abs(a - b) / abs(a) for a, b in zip(one, several, strict=True))
+    return {"gpus": gpus, "steps": len(one), "relative_error": error, "ok": error < 1e-2, "checked": "yes"}
+
+
 def check_preemption(shards: Path, processes: int, *, steps: int, width: float) -> Report:
     """Launch, SIGTERM in the second epoch, launch again; the samples of every step against an undisturbed run."""
     folder = FOLDER / "gpu-runs"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    batch = 16
-    config = folder / "config.yaml"
-    config.write_text(
-        yaml.safe_dump(
-            {
-                "run": str(folder / "run"),
-                "data": {"manifest": str(shards)},
-                "model": {"width": width},
-                "stages": [{"size": 32, "batch": batch, "epochs": 12, "samples": batch * steps}],
-                "evaluate": {"samples": 32},
-                "log": {"every_steps": 1, "audit": True},
-            }
-        )
-    )
-
-    def launch(run: Path) -> subprocess.Popen[bytes]:
-        launcher = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_config.yaml"]
-        options = ["--num_processes", str(processes), "-m", "dtrain", "train", str(config), "--run", str(run)]
-        with (folder / f"{run.name}.log").open("ab") as log:
-            return subprocess.Popen([sys.executable, *launcher, *options], stdout=log, stderr=subprocess.STDOUT)
-
+    config = _write_config(folder, shards, steps=steps, width=width)
     untouched, taken = folder / "untouched", folder / "taken"
-    launch(untouched).wait(LAUNCH_TIMEOUT)
-    first = launch(taken)
+    _launch(config, untouched, processes).wait(LAUNCH_TIMEOUT)
+    first = _launch(config, taken, processes)
     deadline = time.monotonic() + LAUNCH_TIMEOUT
     while _logged_steps(taken) < steps + steps // 2 and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -86,16 +87,44 @@ def check_preemption(shards: Path, processes: int, *, steps: int, width: float) 
     leaving = time.monotonic() - asked
     stopped = json.loads((taken / "status.json").read_text())
     again = time.monotonic()
-    launch(taken).wait(LAUNCH_TIMEOUT)
+    _launch(config, taken, processes).wait(LAUNCH_TIMEOUT)
     final = json.loads((taken / "status.json").read_text())
     same = _audit(taken) == _audit(untouched)
+    same_bytes = _final(taken) == _final(untouched)
     return {
         "stopped_at_step": stopped["global_step"],
         "seconds_to_leave": leaving,
         "seconds_to_resume_and_finish": time.monotonic() - again,
         "same_samples_in_every_step": same,
-        "ok": same and stopped["state"] == "preempted" and final["state"] == "done",
+        "same_bytes_in_the_end": same_bytes,
+        "ok": same and same_bytes and stopped["state"] == "preempted" and final["state"] == "done",
     }
+
+
+def _write_config(folder: Path, shards: Path, *, steps: int, width: float) -> Path:
+    """A run of 12 epochs of so many steps."""
+    path = folder / "config.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "run": str(folder / "run"),
+                "data": {"manifest": str(shards)},
+                "model": {"width": width},
+                "deterministic": True,
+                "stages": [{"size": 32, "batch": BATCH, "epochs": 12, "samples": BATCH * steps}],
+                "evaluate": {"samples": 32},
+                "log": {"every_steps": 1, "audit": True},
+            }
+        )
+    )
+    return path
+
+
+def _launch(config: Path, run: Path, processes: int, *options: str) -> "subprocess.Popen[bytes]":
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_config.yaml"]
+    train = ["--num_processes", str(processes), "-m", "dtrain", "train", str(config), "--run", str(run), *options]
+    with run.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen([sys.executable, *launcher, *train], stdout=log, stderr=subprocess.STDOUT)
 
 
 def measure_steps(device: torch.device, batches: dict[int, int], width: float, repeats: int) -> list[Report]:
@@ -188,6 +217,18 @@ def main() -> int:
     print_rows("Check: same network on CPU", [result["parity"]])
     result["preemption"] = check_preemption(shards, processes, steps=6 if quick else 40, width=min(width, 0.25))
     print_rows("Check: preempted and resumed through the launcher", [result["preemption"]])
+    result["sync_batch_norm"] = check_sync_batch_norm(shards, torch.cuda.device_count())
+    print_rows("Check: BatchNorm over the global batch", [result["sync_batch_norm"]])
+    with tempfile.TemporaryDirectory() as folder:
+        result["saving"] = measure_saving(
+            device,
+            width=width,
+            size=32 if quick else 256,
+            batch=4 if quick else 16,
+            rounds=1 if quick else 5,
+            folder=Path(folder) / "checkpoints",
+        )
+    print_rows("Steps beside a save, relative to steps without one", [result["saving"]])
     result["steps"] = measure_steps(device, batches, width, repeats)
     print_rows(f"Training step, width {width}", result["steps"])
     result["loader"] = measure_loader(device, shards, batches, [1, 2] if quick else [1, 2, 4, 8])
@@ -199,7 +240,7 @@ def main() -> int:
     result["seconds"] = time.monotonic() - began
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(result, indent=1) + "\n")
-    passed = result["parity"]["ok"] and result["preemption"]["ok"]
+    passed = all(result[check]["ok"] for check in ("parity", "preemption", "sync_batch_norm"))
     print(f"\n{'all checks passed' if passed else 'A CHECK FAILED'}; {result['seconds']:.0f} s; {arguments.json}")
     return 0 if passed else 1
 
@@ -209,6 +250,17 @@ def _logged_steps(run: Path) -> int:
         return len((run / "metrics.jsonl").read_text().splitlines())
     except FileNotFoundError:
         return 0
+
+
+def _losses(run: Path) -> list[float]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if line["kind"] == "train"]
+
+
+def _final(run: Path) -> list[bytes]:
+    """Weights and optimizer's state of the newest checkpoint."""
+    newest = max((run / "checkpoints").iterdir())
+    return [(newest / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")]
 
 
 def _audit(run: Path) -> dict[tuple[int, int], list[str]]:

@@ -52,6 +52,8 @@ bench: $(READY) $(PEERS_READY)
 	$(PEERS)/bin/python -m bench.data
 	$(PEERS)/bin/python -m bench.decoders
 	$(BIN)/python -m bench.pack
+	$(BIN)/python -m bench.startup
+	$(BIN)/python -m bench.saving
 
 bench-gpu: $(READY)
 	$(BIN)/python -m bench.gpu

@@ -5,6 +5,7 @@ that a run goes on from there on a machine that has never seen its folder.
 """
 
 import json
+import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -43,7 +44,7 @@ class Bucket:
                 self._storage.upload(f"{checkpoint.name}/{path.name}", path)
 
     def download(self, global_step: int, folder: Path) -> bool:
-        """Fetch all objects of a checkpoint to `folder`, which is there; False if its list of files is missing."""
+        """Fetch all objects of a checkpoint durably to `folder`; False if its list of files is missing."""
         name = checkpoint_name(global_step)
         if not self._is_listed(name):
             return False
@@ -51,6 +52,8 @@ class Bucket:
             with self._storage.reading(f"{name}/{file}") as source, (folder / file).open("wb") as target:
                 while data := source.read(2**20):
                     target.write(data)
+                target.flush()
+                os.fsync(target.fileno())
         return True
 
     def remove_old(self, newest: int, keep_last: int, keep: Collection[int]) -> None:

@@ -93,6 +93,7 @@ def save_checkpoint(
     }
     try:
         folder.mkdir(exist_ok=True)
+        sync_directory(folder.parent)
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
         listed = {name: _write_durably(unfinished / name, data, cancelled) for name, data in contents.items()}
@@ -107,6 +108,8 @@ def save_checkpoint(
                 shutil.rmtree(path, ignore_errors=True)
     except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(error, DamagedCheckpointError):
+            shutil.rmtree(final, ignore_errors=True)
         if isinstance(error, OSError):
             raise UserError(
                 f"{final}: can't be written: {error.strerror}; mend that (make room), then run the same command again"
@@ -181,6 +184,7 @@ def remove_old(folder: Path, keep_last: int, keep: Collection[int] = ()) -> None
     for path in list_checkpoints(folder)[keep_last:]:
         if step_of(path.name) not in keep:
             path.rename(path.with_name(f".{path.name}.removed"))
+    sync_directory(folder)
     for path in (*folder.glob(".step-*.removed"), *folder.glob(".step-*.partial")):
         shutil.rmtree(path, ignore_errors=True)
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dtrain import collector
 from shard_tools.errors import UserError
 
 TRAIN_EXAMPLE = (
@@ -100,6 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Do what the arguments say. Imports late, so that --help does not wait for torch."""
+    collector.rest()
     match arguments.command:
         case "train":
             from dtrain.config import load_config
@@ -114,6 +116,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         case "evaluate":
             from dtrain.evaluate import evaluate_run
 
+            collector.work()
             evaluate_run(
                 arguments.run,
                 checkpoint=arguments.checkpoint,
@@ -124,10 +127,12 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         case "audit":
             from dtrain.audit import audit_run
 
+            collector.work()
             print(audit_run(arguments.run))
         case "predict":
             from dtrain.predict import predict
 
+            collector.work()
             predict(
                 arguments.run,
                 bg=arguments.bg,
@@ -139,6 +144,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
         case "report":
             from dtrain.report import goodput_line, write_report
 
+            collector.work()
             print(write_report(arguments.run))
             print(goodput_line(arguments.run), file=sys.stderr)
 

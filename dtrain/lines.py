@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from shard_tools.atomic import sync_directory
 from shard_tools.errors import UserError
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -57,6 +58,7 @@ class Lines:
             self._write()
             with self.path.open("ab") as file:
                 os.fsync(file.fileno())
+            sync_directory(self.path.parent)
 
     def end_torn_line(self) -> None:
         """Give a line that a kill tore a line of its own."""

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from dtrain import collector
 from dtrain.bucket import Bucket
 from dtrain.checkpoint import Checkpoint, DamagedCheckpointError, load_checkpoint
 from dtrain.config import Config
@@ -104,6 +105,7 @@ def _train(
     learner = Learner(config, accelerator, _loaded(start, loaded))
     keeper = Keeper(config, accelerator, run, bucket, journal, vote, dataset.digest, start.state.get("global_step"))
     trainer = Trainer(config, accelerator, dataset, plan, learner, keeper, journal, vote, watchdog, evaluator, start)
+    collector.work()
     try:
         ended = trainer.train()
         unsaved = trainer.finish(ended)

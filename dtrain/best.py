@@ -3,25 +3,21 @@
 import math
 from collections.abc import Mapping
 
-HIGHER_IS_BETTER = {
-    "depth_mse": False,
-    "depth_rmse": False,
-    "depth_mae": False,
-    "depth_r2": True,
-    "mask_iou": True,
-    "mask_accuracy": True,
-    "mask_bce": False,
-}
-"""The figures by which a checkpoint can be better than another."""
+from dtrain.metric_names import metric_name
+
+CHOICES = ("depth_mse", "depth_rmse", "depth_mae", "depth_r2", "mask_iou", "mask_accuracy", "mask_bce")
+"""Figures of every evaluation by which one checkpoint can be better than another."""
 
 
 def best_steps(figures: Mapping[int, float], metric: str, count: int) -> list[int]:
-    """The `count` best steps, the best first; of equals the later one. What is not a number is the worst."""
+    """The `count` best steps by `figures` of one metric, the best first; of equals the later one.
+
+    What is not a number is the worst.
+    """
+    sign = 1 if metric_name(metric).better == "higher" else -1
 
     def rank(step: int) -> tuple[float, int]:
-        value = figures[step]
-        if math.isnan(value):
-            return (-math.inf, step)
-        return (value if HIGHER_IS_BETTER[metric] else -value, step)
+        value = sign * figures[step]
+        return (-math.inf if math.isnan(value) else value, step)
 
     return sorted(figures, key=rank, reverse=True)[:count]

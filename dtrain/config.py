@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from dtrain.best import HIGHER_IS_BETTER
+from dtrain.best import CHOICES
 from dtrain.data.order import ORDER_VERSION
 from dtrain.interval import Interval, parse_interval
 from dtrain.sizes import SIZE_DIVISOR
@@ -170,9 +170,8 @@ class CheckpointConfig(_Section):
     @field_validator("best_metric")
     @classmethod
     def _has_a_better_end(cls, value: str) -> str:
-        known = sorted(HIGHER_IS_BETTER)
-        if value not in known:
-            raise ValueError(f"expected one of {', '.join(known)}")
+        if value not in CHOICES:
+            raise ValueError(f"expected one of {', '.join(CHOICES)}")
         return value
 
     @property

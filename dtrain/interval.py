@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-_TEXT = re.compile(r"(\d+) steps?|(\d+(?:\.\d+)?) minutes?")
+_TEXT = re.compile(r"(\d{1,12}) steps?|(\d{1,9}(?:\.\d{1,6})?) minutes?", re.ASCII)
 
 FIRST_SECONDS = 60.0
 """Until a save was measured, `auto` writes one after so long."""
@@ -23,7 +23,8 @@ class Interval:
     value: float = 0.0
 
     def __str__(self) -> str:
-        return "auto" if self.kind == "auto" else f"{self.value:g} {self.kind}"
+        """In the words that `parse_interval` reads."""
+        return "auto" if self.kind == "auto" else f"{self.value:f}".rstrip("0").rstrip(".") + f" {self.kind}"
 
 
 def parse_interval(text: str) -> Interval:

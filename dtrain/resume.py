@@ -116,7 +116,9 @@ def _forget(run: RunFolder, bucket: Bucket | None, *, finished: bool, overwrite:
     """Begin anew, if that is meant."""
     steps = bucket.steps() if bucket else []
     if not overwrite and (finished or (bucket and steps and not list_checkpoints(run.checkpoints))):
-        what = f"{run.path}: holds a finished run" if finished else f"{bucket and bucket.path(steps[0])}: is there"
+        what = f"{run.path}: holds a finished run"
+        if bucket and not finished:
+            what = f"{bucket.path(steps[0])}: is a checkpoint that no run here has written"
         raise UserError(
             f"{what}, which --fresh would delete; add --overwrite if that is meant, or choose another folder with --run"
         )

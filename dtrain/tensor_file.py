@@ -14,26 +14,27 @@ from torch import Tensor
 PIECE_BYTES = 8 * 2**20
 
 _NAMES = {
+    torch.int64: "I64",
     torch.float64: "F64",
     torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
     torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
     torch.int16: "I16",
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+"""In the order of the package: the widest types first, so that everything is aligned."""
+_PLACES = {dtype: place for place, dtype in enumerate(_NAMES)}
 
 
 def pieces(tensors: Mapping[str, Tensor]) -> Iterator[memoryview | bytes]:
-    """The bytes of a file of `tensors`, which lie contiguous on the CPU, in pieces of `PIECE_BYTES` at most.
+    """The bytes of a file of `tensors`, which lie contiguous on the CPU; after the header, at most `PIECE_BYTES` each.
 
     Raises KeyError for a dtype that is not in the table above.
     """
-    # Like the package: the widest types first, so that everything is aligned, and by name.
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    names = sorted(tensors, key=lambda name: (_PLACES[tensors[name].dtype], name))
     header: dict[str, object] = {}
     end = 0
     for name in names:
@@ -43,7 +44,7 @@ def pieces(tensors: Mapping[str, Tensor]) -> Iterator[memoryview | bytes]:
             "shape": list(tensors[name].shape),
             "data_offsets": [begin, end],
         }
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     yield struct.pack("<Q", len(text)) + text
     for name in names:

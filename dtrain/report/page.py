@@ -9,11 +9,11 @@ from importlib.resources import files
 import jinja2
 from markupsafe import Markup
 
+from dtrain.metric_names import MetricName, metric_name
 from dtrain.report.chart import Mark, Series, line_chart
 from dtrain.report.curve import Points
 from dtrain.report.event_rows import event_rows
 from dtrain.report.goodput_words import time_parts
-from dtrain.report.metric_names import MetricName, metric_name
 from dtrain.report.pictures import Album, Picture
 from dtrain.report.run_data import Evaluation, RunData
 from dtrain.report.words import count, duration, percent, times, utc

@@ -333,7 +333,8 @@ def test_differences_are_said_as_then_and_now(load: Load) -> None:
     then = load().identity()
     now = load("--seed=1", "--stages.1.batch=8", "--optimizer.name=sgd").identity()
     assert differences(then, then) == {}
-    assert list(differences(then, now).values()) == ["stages.1.batch: 2 → 8", "optimizer.name: adamw → sgd", "seed: 0 → 1"]
+    lines = ["stages.1.batch: 2 → 8", "optimizer.name: adamw → sgd", "seed: 0 → 1"]
+    assert list(differences(then, now).values()) == lines
 
 
 def test_a_stage_more_or_less_is_a_difference(load: Load) -> None:

@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         EVALUATE_EXAMPLE,
     )
     evaluate.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    evaluate.add_argument("--checkpoint", metavar="NAME", help="such as step-00000120 (default: the newest whole one)")
+    evaluate.add_argument("--checkpoint", metavar="NAME", help="such as step-00000120, or best (default: the newest)")
     evaluate.add_argument("--split", metavar="NAME", help="split of the shards (default: the run's test split)")
     evaluate.add_argument("--size", type=int, metavar="S", help="side in pixels (default: the last stage's)")
     evaluate.add_argument("--manifest", metavar="PLACE", help="other shards than the run was trained on")
@@ -86,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--bg", type=Path, required=True, metavar="FILE", help="the background alone")
     predict.add_argument("--fgbg", type=Path, required=True, metavar="FILE", help="the same with the object on it")
     predict.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
-    predict.add_argument("--checkpoint", metavar="NAME", help="such as step-00000120 (default: the newest whole one)")
+    predict.add_argument("--checkpoint", metavar="NAME", help="such as step-00000120, or best (default: the newest)")
     predict.add_argument("--size", type=int, metavar="S", help="side the network sees (default: the last stage's)")
 
     report = add(

@@ -5,7 +5,15 @@ from pathlib import Path
 
 import torch
 
-from dtrain.checkpoint import DamagedCheckpointError, list_checkpoints, load_checkpoint, load_newest, verify
+from dtrain.best import best_steps
+from dtrain.checkpoint import (
+    DamagedCheckpointError,
+    list_checkpoints,
+    load_checkpoint,
+    load_newest,
+    step_of,
+    verify,
+)
 from dtrain.config import Config
 from dtrain.model import DepthMaskNet
 from dtrain.run_folder import RunFolder
@@ -23,12 +31,15 @@ class Trained:
 
 
 def load_trained(path: Path, checkpoint: str | None, device: torch.device | None = None) -> Trained:
-    """Load checkpoint `checkpoint` of the run in `path`, or its newest whole one, to `device`.
+    """Load checkpoint `checkpoint` of the run in `path`, its "best" one, or its newest whole one, to `device`.
 
+    The best one is that of all that are there by `checkpoint.best_metric`, as evaluated at the ends of epochs.
     Raises UserError if `path` is no run folder, or has no such checkpoint, or only damaged ones.
     """
     run = RunFolder(path).require()
     config = run.load_config()
+    if checkpoint == "best":
+        checkpoint = _best(run, config)
     if checkpoint is None:
         found, loaded, passed_over = load_newest(run.checkpoints)
         if found is None or loaded is None:
@@ -48,3 +59,17 @@ def load_trained(path: Path, checkpoint: str | None, device: torch.device | None
     module.load_state_dict(loaded.weights)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Trained(run, config, found.name, module.to(device).eval())
+
+
+def _best(run: RunFolder, config: Config) -> str:
+    """The name of the best checkpoint that is there."""
+    there = {step_of(path.name): path.name for path in list_checkpoints(run.checkpoints)}
+    metric = config.checkpoint.best_metric
+    figures = {step: value for step, value in run.evaluations(metric).items() if step in there}
+    if not figures:
+        raise UserError(
+            f"{run.checkpoints}: no checkpoint of the end of an epoch is left that was evaluated; choose another one, "
+            "and train with checkpoint.keep_best 1 to keep the best"
+        )
+    (step,) = best_steps(figures, metric, 1)
+    return there[step]

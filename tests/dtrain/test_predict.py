@@ -14,6 +14,7 @@ from dtrain.checkpoint import Checkpoint, save_checkpoint
 from dtrain.config import Config
 from dtrain.model import DepthMaskNet
 from dtrain.predict import predict
+from dtrain.run_folder import RunFolder
 from shard_tools.errors import UserError
 
 from .conftest import smooth_pixels
@@ -87,6 +88,21 @@ def test_a_checkpoint_and_a_size_can_be_chosen(run: Path, pair: tuple[Path, Path
         predict(run, bg=pair[0], fgbg=pair[1], out=tmp_path, checkpoint="step-9")
     with pytest.raises(UserError, match="--size 12: expected a multiple of 8"):
         predict(run, bg=pair[0], fgbg=pair[1], out=tmp_path, size=12)
+
+
+def test_the_best_checkpoint_is_the_one_that_was_evaluated_best(
+    run: Path, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    def predicted() -> list[int]:
+        path, *_ = predict(run, bg=pair[0], fgbg=pair[1], out=tmp_path / "out", checkpoint="best")
+        return values(path)
+
+    with pytest.raises(UserError, match=r"no checkpoint .* was evaluated; .*keep_best"):
+        predicted()
+    folder = RunFolder(run)
+    for step, iou in ((1, 0.8), (2, 0.7), (3, 0.9)):
+        folder.add_metrics({"kind": "evaluate", "global_step": step, "metrics": {"mask_iou": iou}})
+    assert predicted() == [49151], "step 1: of step 3, the best, nothing is left"
 
 
 def test_what_is_predicted_depends_on_both_images(

@@ -16,8 +16,8 @@ def best_steps(figures: Mapping[int, float], metric: str, count: int) -> list[in
     """
     sign = 1 if metric_name(metric).better == "higher" else -1
 
-    def rank(step: int) -> tuple[float, int]:
+    def rank(step: int) -> tuple[bool, float, int]:
         value = sign * figures[step]
-        return (-math.inf if math.isnan(value) else value, step)
+        return (False, 0.0, step) if math.isnan(value) else (True, value, step)
 
     return sorted(figures, key=rank, reverse=True)[:count]

@@ -28,14 +28,17 @@ class Bucket:
         return sorted((step_of(name) for name in self._storage.folders() if is_checkpoint(name)), reverse=True)
 
     def upload(self, checkpoint: Path, log: Collection[Path], cancelled: Callable[[], bool]) -> None:
-        """Copy a whole local checkpoint, with the files `log`, its list of files last.
+        """Copy a whole local checkpoint, with the files `log`, its list of files last; not if that is there already.
 
+        A copy with another list, behind which the run went back, is replaced.
         Raises CancelledError once `cancelled` says so, which is asked before each file.
         """
+        names = (checkpoint / FILES).read_bytes()
         if self._is_listed(checkpoint.name):
-            return
-        names = json.loads((checkpoint / FILES).read_text())
-        for path in (*log, *(checkpoint / name for name in names), checkpoint / FILES):
+            if self._storage.read(f"{checkpoint.name}/{FILES}") == names:
+                return
+            self._storage.remove(f"{checkpoint.name}/{FILES}")
+        for path in (*log, *(checkpoint / name for name in json.loads(names)), checkpoint / FILES):
             if cancelled():
                 raise CancelledError
             if path in log:

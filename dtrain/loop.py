@@ -1,5 +1,6 @@
 """The run: stages of epochs of steps, from wherever it stands. Read `Trainer.train` first."""
 
+import os
 import time
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import closing, nullcontext, suppress
@@ -18,7 +19,7 @@ from dtrain.data.augment import augment, draw
 from dtrain.data.dataset import Dataset, open_dataset
 from dtrain.data.loader import BadSample, BatchSource, HostBatch, blank_batch, to_device
 from dtrain.data.workers import GaveUpError
-from dtrain.devices import ProcessError, broadcast_buffers, make_accelerator, on_main_process
+from dtrain.devices import ProcessError, broadcast_buffers, is_lost_process, make_accelerator, on_main_process
 from dtrain.evaluator import Evaluator
 from dtrain.journal import Journal, stands_still
 from dtrain.keeper import Keeper
@@ -49,22 +50,28 @@ def train(
     Raises UserError for what the user can mend.
     """
     request = request or StopRequest()
-    accelerator = make_accelerator(config)
     run = RunFolder(config.run)
-    rank = accelerator.process_index
-    watchdog = Watchdog(
-        rank, accelerator.num_processes, request, config.hang.leave_seconds, partial(stands_still, run, rank)
-    )
-    watchdog.allow(config.hang.first_step_seconds + config.data.patience_seconds)
-    vote = Vote(request)
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    watchdog = Watchdog(rank, world_size, request, config.hang.leave_seconds, partial(stands_still, run, rank))
     try:
-        with closing(_open_together(config, vote)) as dataset:
-            bucket = Bucket(open_storage(config.checkpoint.url)) if config.checkpoint.url else None
-            _train(config, accelerator, run, dataset, bucket, vote, request, watchdog, fresh, overwrite, accept)
+        accelerator = make_accelerator(config)
+        watchdog.allow(config.hang.first_step_seconds + config.data.patience_seconds)
+        vote = Vote(request)
+        try:
+            with closing(_open_together(config, vote)) as dataset:
+                bucket = Bucket(open_storage(config.checkpoint.url)) if config.checkpoint.url else None
+                _train(config, accelerator, run, dataset, bucket, vote, request, watchdog, fresh, overwrite, accept)
+        finally:
+            with suppress(OSError):  # the trackers' files, on a full disk
+                accelerator.end_training()
+    except Exception as error:
+        if is_lost_process(error):
+            raise ProcessError(
+                f"process {rank}: lost the launcher or another process while starting; run the same command again"
+            ) from None
+        raise
     finally:
         watchdog.close()
-        with suppress(OSError):  # the trackers' files, on a full disk
-            accelerator.end_training()
 
 
 def _train(

@@ -14,7 +14,6 @@ from torch import Tensor
 from dtrain.bucket import Bucket
 from dtrain.checkpoint import CancelledError, Checkpoint, remove_old, save_checkpoint
 from dtrain.snapshot import Snapshot
-from shard_tools.errors import UserError
 
 LOWEST_PRIORITY = 19
 
@@ -111,6 +110,6 @@ class Saver:
         except CancelledError:
             if path is None:
                 return
-        except (UserError, OSError) as failure:
-            error = str(failure)
+        except Exception as failure:  # whatever it is, nobody may take this one for saved
+            error = str(failure) or type(failure).__name__
         self._ended.append(Saved(global_step, at, time.monotonic() - began, path, error))

@@ -29,16 +29,21 @@ class StopRequest:
         """Why to stop, or None."""
         if self._signal is not None:
             return self._signal.name
-        if self._parent is not None and os.getppid() != self._parent:
-            return "the launcher is gone"
-        return None
+        return "the launcher is gone" if self.launcher_is_gone else None
+
+    @property
+    def launcher_is_gone(self) -> bool:
+        """Whether the process that started this one has ended."""
+        return self._parent is not None and os.getppid() != self._parent
 
     def seconds_ago(self) -> float:
-        """How long ago the first signal came; 0 if none has."""
+        """How long ago there was first a reason to stop, as far as that was asked; 0 if there is none."""
+        if self._noted_at is None and self.launcher_is_gone:
+            self._noted_at = time.monotonic()
         return 0.0 if self._noted_at is None else time.monotonic() - self._noted_at
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._noted_at is None:
+        if self._signal is None:
             self._noted_at = time.monotonic()
             self._signal = signal.Signals(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -17,10 +17,11 @@ import torch.distributed as dist
 from dtrain.stop_request import StopRequest
 
 ANSWER_SECONDS = 3.0
+STARTING = "starting"
 
 
 class Watchdog:
-    """Started before the first exchange; told of every sign of progress."""
+    """Started before the processes look for each other; told of every sign of progress."""
 
     def __init__(
         self,
@@ -32,7 +33,8 @@ class Watchdog:
     ) -> None:
         """`leave_seconds` after a signal the process ends at the latest, before the launcher kills it.
 
-        `on_hang` is told the message and the step, by the watching thread, before the process ends.
+        `on_hang` is told the message and the step, by the watching thread, before the process ends. Before anything was
+        begun it is not, and the process does not wait for anybody whose launcher is gone.
         """
         self._rank, self._world_size = rank, world_size
         self._request = request
@@ -40,7 +42,7 @@ class Watchdog:
         self._leave_seconds = leave_seconds
         self._limit = float("inf")
         self._seen = time.monotonic()
-        self._step, self._doing = 0, "starting"
+        self._step, self._doing = 0, STARTING
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
@@ -65,6 +67,8 @@ class Watchdog:
             still = time.monotonic() - self._seen
             if still > self._limit:
                 self._end(f"no progress for {still:.0f} s")
+            if self._doing == STARTING and self._request.launcher_is_gone:
+                self._end("the launcher is gone")
             told = self._request.seconds_ago()
             if told > self._leave_seconds:
                 self._end(f"told to stop by {self._request.reason} {told:.0f} s ago, and still busy")
@@ -73,13 +77,14 @@ class Watchdog:
         message = f"process {self._rank}: {what} in step {self._step} ({self._doing}){self._who_is_silent()}"
         print(f"{message}; ends here; the same command goes on from the newest checkpoint", file=sys.stderr, flush=True)
         try:
-            self._on_hang(message, self._step)
+            if self._doing != STARTING:
+                self._on_hang(message, self._step)
         finally:
             os._exit(1)
 
     def _who_is_silent(self) -> str:
         """Which other processes do not see the same: those that hang as a whole, or are gone."""
-        if self._world_size == 1:
+        if self._world_size == 1 or not dist.is_initialized():
             return ""
         try:
             store = dist.distributed_c10d._get_default_store()

@@ -8,7 +8,7 @@ DEV := $(VENV)/.ready-dev
 PEERS := .venv-bench
 PEERS_READY := $(PEERS)/.ready
 
-.PHONY: help venv demo test lint bench bench-gpu constraints clean
+.PHONY: help venv demo test lint bench bench-gpu chaos constraints clean
 
 help:
 	@echo "make demo       pack, train, preempt, resume, evaluate, look: the whole path on sample data, about 5 minutes"
@@ -16,6 +16,7 @@ help:
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      side-by-side measurements on this machine"
 	@echo "make bench-gpu  checks and measures everything that needs a GPU, in under 9 minutes"
+	@echo "make chaos      kills a run 50 times at random moments and compares it with one that was not; about 15 minutes"
 	@echo "make venv       only the set-up: $(VENV) with the package, its extras, the tests' tools, and pinned torch"
 	@echo "make clean      remove what these commands made"
 
@@ -57,6 +58,9 @@ bench: $(READY) $(PEERS_READY)
 
 bench-gpu: $(READY)
 	$(BIN)/python -m bench.gpu
+
+chaos: $(DEV)
+	$(BIN)/python -m bench.chaos --json chaos.json
 
 constraints: $(DEV)
 	echo "# The versions that make venv installs, tested together. Made by: make constraints" > constraints.txt

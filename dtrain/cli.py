@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dtrain import collector
+from dtrain.stop_request import StopRequest
 from shard_tools.errors import UserError
 
 TRAIN_EXAMPLE = (
@@ -105,7 +106,6 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
     match arguments.command:
         case "train":
             from dtrain.config import load_config
-            from dtrain.stop_request import StopRequest
 
             config = load_config(arguments.config, [*overrides, *named_overrides(arguments)])
             request = StopRequest()

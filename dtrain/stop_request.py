@@ -5,6 +5,9 @@ import signal
 import time
 from types import FrameType
 
+_PARENT = os.getppid()
+"""As early as can be: a launcher that is killed while this process imports would not be missed."""
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -20,7 +23,7 @@ class StopRequest:
         self._signal: signal.Signals | None = None
         self._noted_at: float | None = None
         launched = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys()
-        self._parent = os.getppid() if launched else None
+        self._parent = _PARENT if launched else None
         for number in SIGNALS:
             signal.signal(number, self._note)
 

@@ -67,11 +67,16 @@ class Watchdog:
             still = time.monotonic() - self._seen
             if still > self._limit:
                 self._end(f"no progress for {still:.0f} s")
-            if self._doing == STARTING and self._request.launcher_is_gone:
-                self._end("the launcher is gone")
+            if self._doing == STARTING and self._waits_in_vain():
+                self._end(str(self._request.reason))
             told = self._request.seconds_ago()
             if told > self._leave_seconds:
                 self._end(f"told to stop by {self._request.reason} {told:.0f} s ago, and still busy")
+
+    def _waits_in_vain(self) -> bool:
+        """Whether the processes that this one looks for will not come: all of them were told to stop, or are gone."""
+        alone = self._world_size > 1 and not dist.is_initialized()
+        return self._request.launcher_is_gone or (alone and self._request.reason is not None)
 
     def _end(self, what: str) -> None:
         message = f"process {self._rank}: {what} in step {self._step} ({self._doing}){self._who_is_silent()}"

@@ -189,6 +189,13 @@ def remove_old(folder: Path, keep_last: int, keep: Collection[int] = ()) -> None
         shutil.rmtree(path, ignore_errors=True)
 
 
+def set_aside(folder: Path, names: Iterable[str]) -> None:
+    """Take damaged checkpoints for removed ones, so that they don't push out a whole one; gone with the next save."""
+    for name in names:
+        if is_checkpoint(name) and (folder / name).exists():
+            (folder / name).rename(folder / f".{name}.removed")
+
+
 def _load(path: Path, load: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     try:
         return load(path)

@@ -77,7 +77,9 @@ class RunPlan:
         if position.stage >= len(self.stages):
             return position == self.end
         stage = self.stages[position.stage]
-        return position.epoch <= stage.epochs and position.step <= stage.steps
+        if position.epoch >= stage.epochs:
+            return (position.epoch, position.step) == (stage.epochs, 0)
+        return position.step <= stage.steps
 
     def steps_before(self, position: Position) -> int:
         """Global steps of the whole run that lie behind `position`."""

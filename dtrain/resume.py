@@ -15,6 +15,7 @@ from dtrain.checkpoint import (
     checkpoint_name,
     list_checkpoints,
     load_checkpoint,
+    set_aside,
     step_of,
     verify,
 )
@@ -72,11 +73,11 @@ def open_run(
     its checkpoints are damaged, or if `fresh` would throw a finished run away without `overwrite`.
     """
     run.lock()
-    run.event_lines.end_torn_line()
     finished = run.read_status().get("state") == "done"
     if fresh:
         _forget(run, bucket, finished=finished, overwrite=overwrite)
     path, checkpoint, passed_over = _newest(run, bucket)
+    run.event_lines.end_torn_line()
     if checkpoint is None and not all(name.startswith(".") for name, _ in passed_over):
         reasons = "\n".join(f"  {name}: {reason}" for name, reason in passed_over)
         raise UserError(f"{run.checkpoints}: every checkpoint is damaged:\n{reasons}\nStart anew with --fresh.")
@@ -87,16 +88,18 @@ def open_run(
     state = checkpoint.state
     position = Position(**state["position"])
     changed = _accepted_changes(run, state, config, digest, accept)
-    if not plan.holds(position):
+    if not plan.holds(position) or plan.steps_before(position) != state["global_step"]:
         raise UserError(
             f"{run.path}: stands at stage {position.stage}, epoch {position.epoch}, step {position.step}, which the "
-            "changed configuration does not have; go on with the old one, or start anew with --fresh"
+            f"changed configuration does not have as step {state['global_step']} of the run; go on with the old one, "
+            "or start anew with --fresh"
         )
     finished = finished and not passed_over and not changed
     repeated = max(_last_logged_step(run.metrics, state["metrics_bytes"]) - state["global_step"], 0)
     seconds = _seconds_since(run.events, state.get("time")) if repeated else 0.0
     if not finished:
         _write_config(run, config)
+        set_aside(run.checkpoints, [name for name, _ in passed_over if name != path.name])
         run.truncate_metrics(state["metrics_bytes"])
         on_load(checkpoint)
     return Start(
@@ -154,7 +157,8 @@ def _newest(run: RunFolder, bucket: Bucket | None) -> tuple[Path | None, Checkpo
 def _fetch(run: RunFolder, bucket: Bucket, step: int) -> Path | None:
     """A checkpoint from behind the URL at its place here; None if it is not whole there.
 
-    With it come the metrics and events, where those here are gone or shorter. Raises DamagedCheckpointError.
+    With it come its metrics, for what was logged here may be another past, and the events, where those here are gone
+    or shorter. Raises DamagedCheckpointError.
     """
     final = run.checkpoints / checkpoint_name(step)
     partial = final.with_name(f".{final.name}.partial")
@@ -166,9 +170,11 @@ def _fetch(run: RunFolder, bucket: Bucket, step: int) -> Path | None:
         verify(partial)
         for log in (run.metrics, run.events):
             copy = partial / log.name
-            if copy.exists() and (not log.exists() or log.stat().st_size < copy.stat().st_size):
-                copy.replace(log)
-            copy.unlink(missing_ok=True)
+            if copy.exists():
+                if log == run.metrics or not log.exists() or log.stat().st_size < copy.stat().st_size:
+                    copy.replace(log)
+                copy.unlink(missing_ok=True)
+        sync_directory(run.path)
         sync_directory(partial)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
@@ -179,7 +185,12 @@ def _fetch(run: RunFolder, bucket: Bucket, step: int) -> Path | None:
 
 
 def _write_config(run: RunFolder, config: Config) -> None:
-    write_atomically(run.config, config.to_yaml())
+    try:
+        write_atomically(run.config, config.to_yaml())
+    except OSError as error:
+        raise UserError(
+            f"{run.config}: can't be written: {error.strerror}; mend that, then run the same command again"
+        ) from None
 
 
 def _accepted_changes(

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from dtrain.config import Config, load_config
 from dtrain.lines import Lines
 from dtrain.uptime import uptime
-from shard_tools.atomic import write_atomically
+from shard_tools.atomic import sync_directory, write_atomically
 from shard_tools.errors import UserError
 
 LOCK_WAIT_SECONDS = 30.0
@@ -82,7 +82,10 @@ class RunFolder:
                 f"folder with --run (for a copied run: make an empty {lock})"
             )
         try:
+            missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
+            for path in missing:
+                sync_directory(path.parent)
             self._lock = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise UserError(

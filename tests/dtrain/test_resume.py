@@ -17,7 +17,7 @@ from dtrain.resume import Start, open_run
 from dtrain.run_folder import RunFolder
 from shard_tools.errors import UserError
 
-from .conftest import Shards
+from .conftest import Shards, fill
 
 MakeConfig = Callable[..., Config]
 
@@ -205,3 +205,183 @@ def test_fresh_refuses_a_finished_run_unless_told(begun: RunFolder, make_config:
     assert len(list(begun.checkpoints.iterdir())) == 2
     assert start(make_config(), shards, fresh=True, overwrite=True) == Start()
     assert not begun.checkpoints.exists()
+
+
+def refused(config: Config, shards: Shards, *accept: str) -> str:
+    """The message."""
+    with pytest.raises(UserError) as caught:
+        start(config, shards, accept=accept)
+    return str(caught.value)
+
+
+def test_an_accepted_change_goes_on_and_is_listed(begun: RunFolder, make_config: MakeConfig, shards: Shards) -> None:
+    config = make_config("--seed=4", "--optimizer.learning_rate=0.5")
+    found = start(config, shards, accept=("optimizer.learning_rate", "seed"))
+    assert found.position == Position(0, 1, 3)
+    assert sorted(found.changed) == ["optimizer.learning_rate: 0.001 → 0.5", "seed: 0 → 4"]
+    assert begun.load_config() == config
+
+
+def test_nothing_that_differs_is_listed_where_nothing_differs(
+    begun: RunFolder, make_config: MakeConfig, shards: Shards
+) -> None:
+    assert start(make_config(), shards, accept=("seed", "optimizer.learning_rate")).changed == ()
+
+
+def test_the_refusal_of_a_change_says_how_to_accept_it(
+    begun: RunFolder, make_config: MakeConfig, shards: Shards
+) -> None:
+    config = make_config("--stages.1.batch=2", "--seed=4")
+    assert refused(config, shards).endswith("add --accept-change stages.1.batch,seed.")
+    message = refused(config, shards, "seed", "stages")
+    assert "  stages.1.batch: 4 → 2\n" in message
+    assert "seed" not in message, "it is accepted"
+    assert message.endswith("add --accept-change stages.1.batch.")
+    assert begun.load_config() == make_config()
+    assert [json.loads(line)["global_step"] for line in begun.metrics.read_text().splitlines()] == [5, 8, 11]
+
+
+def test_another_network_cannot_be_accepted(begun: RunFolder, make_config: MakeConfig, shards: Shards) -> None:
+    config = make_config("--model.width=0.125", "--seed=4")
+    for accept in ((), ("model.width", "seed")):
+        message = refused(config, shards, *accept)
+        assert "  model.width: 0.0625 → 0.125\n" in message
+        assert "--fresh" in message
+        assert "model.width" not in message.partition("--accept-change")[2]
+    assert "--accept-change" not in message
+
+
+def test_an_order_of_another_version_cannot_be_accepted(
+    begun: RunFolder, make_config: MakeConfig, shards: Shards
+) -> None:
+    config = make_config()
+    state = {
+        "position": asdict(Position(0, 1, 4)),
+        "global_step": 9,
+        "identity": {**config.identity(), "order": 0},
+        "manifest": shards.manifest.digest(),
+        "metrics_bytes": 0,
+    }
+    save_checkpoint(begun.checkpoints, 9, Checkpoint({}, {}, state))
+    message = refused(config, shards, "order")
+    assert "  order: 0 → " in message
+    assert "--accept-change" not in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "accept"),
+    [
+        (["--stages=[{size: 48, batch: 4}]"], None),
+        (["--stages.0.epochs=1"], ("stages.0.epochs",)),
+        (["--stages.0.batch=15"], ("stages.0.batch",)),
+        (["--stages.0.samples=12"], ("stages.0.samples",)),
+    ],
+)
+def test_a_place_that_the_changed_stages_do_not_have(
+    begun: RunFolder, make_config: MakeConfig, shards: Shards, overrides: list[str], accept: tuple[str, ...] | None
+) -> None:
+    """The run stands in the second epoch of its first stage, three steps behind it."""
+    config = make_config(*overrides)
+    everything = tuple({**make_config().identity(), **config.identity()})
+    message = refused(config, shards, *(accept or everything))
+    assert message.startswith(f"{begun.path}: stands at stage 0, epoch 1, step 3, which the changed configuration")
+    assert "--fresh" in message
+    assert begun.load_config() == make_config()
+    assert start(make_config(), shards).position == Position(0, 1, 3)
+
+
+@pytest.mark.parametrize("change", ["--stages.0.batch=5", "--stages.0.batch=3", "--stages.0.samples=24"])
+def test_a_change_by_which_other_steps_lie_behind_the_run(
+    begun: RunFolder, make_config: MakeConfig, shards: Shards, change: str
+) -> None:
+    """The position is there, but it is not that of step 8 any more: samples would be left out or seen again."""
+    key = change.removeprefix("--").partition("=")[0]
+    message = refused(make_config(change), shards, key)
+    assert message.startswith(f"{begun.path}: ")
+    assert "--fresh" in message
+    assert begun.load_config() == make_config()
+
+
+def test_what_lies_ahead_may_change(begun: RunFolder, make_config: MakeConfig, shards: Shards) -> None:
+    config = make_config("--stages.0.epochs=3", "--stages.1.batch=2", "--stages.1.samples=8")
+    found = start(config, shards, accept=("stages.0.epochs", "stages.1.batch", "stages.1.samples"))
+    assert found.position == Position(0, 1, 3)
+    assert len(found.changed) == 3
+
+
+def other_data(shards: Shards) -> str:
+    manifest = shards.manifest
+    return manifest.model_copy(update={"splits": {**manifest.splits, "train": manifest.splits["test"]}}).digest()
+
+
+def test_another_data_set_can_be_accepted(begun: RunFolder, make_config: MakeConfig, shards: Shards) -> None:
+    config = make_config()
+    plan = plan_run(config, shards.lengths(), rank=0, world_size=1)
+    with pytest.raises(UserError, match=r"lists other samples.*(.|\n)*--accept-change data\.manifest\.$"):
+        open_run(begun, config, plan, other_data(shards))
+    assert begun._lock is not None
+    os.close(begun._lock)
+    found = open_run(begun, config, plan, other_data(shards), accept=["data.manifest"])
+    assert found.position == Position(0, 1, 3)
+    assert found.changed == (f"data.manifest: {shards.folder} lists other samples than the run was begun with",)
+
+
+def test_the_same_command_goes_on_after_the_accepted_change_was_saved(
+    begun: RunFolder, make_config: MakeConfig, shards: Shards
+) -> None:
+    """And before; and the old one is refused after."""
+    config = make_config("--seed=4")
+    for _ in range(2):
+        assert start(config, shards, accept=("seed",)).changed == ("seed: 0 → 4",)
+    save(config, shards, Position(0, 1, 4), 9)
+    for accept in (("seed",), ()):
+        found = start(config, shards, accept=accept)
+        assert (found.position, found.changed) == (Position(0, 1, 4), ())
+    assert "  seed: 4 → 0\n" in refused(make_config(), shards)
+    damage(begun, 9)
+    assert start(config, shards, accept=("seed",)).position == Position(0, 1, 3)
+    assert "  seed: 0 → 4\n" in refused(config, shards)
+
+
+def test_a_finished_run_may_get_more_epochs(begun: RunFolder, make_config: MakeConfig, shards: Shards) -> None:
+    config = make_config("--stages.1.epochs=2")
+    save(make_config(), shards, Position(1, 0, 7), 17)
+    begun.write_status("done", "", 17)
+    assert start(make_config(), shards).finished
+    assert "stages.1.epochs: 1 → 2" in refused(config, shards)
+    found = start(config, shards, accept=("stages.1.epochs",))
+    assert not found.finished
+    assert found.position == Position(1, 0, 7)
+
+
+def test_events_outlive_a_run_that_never_had_a_checkpoint(make_config: MakeConfig, shards: Shards) -> None:
+    config = make_config()
+    run = RunFolder(config.run)
+    assert start(config, shards) == Start()
+    run.add_event("start", 0)
+    run.add_metrics({"global_step": 1})
+    with run.events.open("a") as events:
+        events.write('{"event": "sta')
+    assert start(config, shards) == Start(number=1)
+    run.add_event("start", 0)
+    assert start(config, shards) == Start(number=2)
+    assert not run.metrics.exists()
+    first, torn, second = run.events.read_text().splitlines()
+    assert [json.loads(line)["event"] for line in (first, second)] == ["start", "start"]
+    assert torn == '{"event": "sta'
+    assert start(config, shards, fresh=True) == Start()
+    assert not run.events.exists()
+
+
+def test_a_disk_without_room_for_the_configuration_is_one_clear_error(
+    make_config: MakeConfig, shards: Shards, small_disk: Path
+) -> None:
+    config = make_config("--run", str(small_disk / "run"))
+    start(config, shards)
+    save(config, shards, Position(0, 1, 0), 5)
+    ballast = fill(small_disk)
+    message = refused(config, shards)
+    assert message.startswith(f"{small_disk}/run")
+    assert "No space left on device" in message
+    ballast.unlink()
+    assert start(config, shards).position == Position(0, 1, 0)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,6 +25,8 @@ class Curves:
         self._run = run
         self._accelerator = accelerator
         self._broken = False
+        if self._clock_was_set_back():
+            shutil.rmtree(run.tensorboard, ignore_errors=True)
         there = any(run.tensorboard.glob("events.*"))
         self._open(purge_step=global_step)
         if there:
@@ -62,8 +65,8 @@ class Curves:
                     self._broken = True
 
     def mend(self) -> None:
-        """If a full disk broke the curves, make them anew."""
-        if self._broken:
+        """If a full disk broke the curves, make them anew; where the run folder is gone, leave it so."""
+        if self._broken and self._run.path.is_dir():
             shutil.rmtree(self._run.tensorboard, ignore_errors=True)
             try:
                 self._open(purge_step=None)
@@ -75,11 +78,15 @@ class Curves:
     def _open(self, purge_step: int | None) -> None:
         self._accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": purge_step}})
 
+    def _clock_was_set_back(self) -> bool:
+        """Whether TensorBoard, which goes by the times in the names of files, would read an old one after a new one."""
+        names = (path.name for path in self._run.tensorboard.glob("events.*"))
+        return max(names, default="") > f"events.out.tfevents.{int(time.time())}"
+
     def _add_again(self, global_step: int) -> None:
-        """Put back the training's point of the step that was forgotten: an evaluation may be on it that comes again."""
-        last = self._run.last_metrics()
-        if last.get("kind") == "train" and last["global_step"] == global_step:
-            self._add_line(last)
+        """Put back the points of the step that was forgotten: an evaluation may be on it that comes again."""
+        for line in self._run.last_metrics(global_step):
+            self._add_line(line)
 
     def _add_all(self) -> None:
         for line in self._lines():

@@ -13,6 +13,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from dtrain.attempt import METHOD
 from dtrain.config import Config
 from dtrain.sizes import SIZE_DIVISOR
 from shard_tools.errors import UserError
@@ -44,8 +45,6 @@ def make_accelerator(config: Config) -> Accelerator:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
-    # The watchdog ends what stands still before this does, and with a better message.
-    longest = config.hang.first_step_seconds + config.data.patience_seconds + SLACK_SECONDS
     return Accelerator(
         cpu=not cuda,
         mixed_precision=_MIXED_PRECISION[config.precision],
@@ -53,15 +52,25 @@ def make_accelerator(config: Config) -> Accelerator:
         project_dir=str(config.run),
         kwargs_handlers=[
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=timedelta(seconds=longest)),
+            InitProcessGroupKwargs(init_method=METHOD, timeout=longest_wait(config)),
         ],
     )
+
+
+def longest_wait(config: Config) -> timedelta:
+    """How long processes wait for each other: the watchdog ends what stands still before, with a better message."""
+    return timedelta(seconds=config.hang.first_step_seconds + config.data.patience_seconds + SLACK_SECONDS)
+
+
+def explain(error: OSError) -> str:
+    """A message for a file that can't be read or written."""
+    return f"{error.filename or 'a file'}: {error.strerror}; mend that, then run the same command again"
 
 
 def on_main_process(accelerator: Accelerator, function: Callable[[], Value]) -> Value:
     """Call `function` on the main process alone and return its (picklable) value on every process.
 
-    A UserError it raises is raised on every process.
+    A UserError it raises is raised on every process, and so is an OSError, as one.
     """
     outcome: list[Value | str | None] = [None, None]
     if accelerator.is_main_process:
@@ -69,6 +78,8 @@ def on_main_process(accelerator: Accelerator, function: Callable[[], Value]) -> 
             outcome[0] = function()
         except UserError as error:
             outcome[1] = str(error)
+        except OSError as error:
+            outcome[1] = explain(error)
     value, message = broadcast_object_list(outcome)
     if message is not None:
         raise UserError(message)

@@ -59,14 +59,19 @@ class SaveTimer:
         self._last = now
         self._save_seconds: float | None = None
         self._retry_at = math.inf
+        self._missed = False
 
     def due(self, global_step: int, now: float) -> bool:
         """Whether to save after step `global_step`, at time `now`."""
-        if now >= self._retry_at:
+        if now >= self._retry_at or self._missed:
             return True
         if self._interval.kind == "steps":
             return global_step % int(self._interval.value) == 0
-        return now - self._last >= self.seconds
+        return self._retry_at == math.inf and now - self._last >= self.seconds
+
+    def missed(self) -> None:
+        """One was due, but could not be begun: the next step will do."""
+        self._missed = True
 
     @property
     def seconds(self) -> float:
@@ -82,6 +87,7 @@ class SaveTimer:
         """A save was begun."""
         self._last = now
         self._retry_at = math.inf
+        self._missed = False
 
     def took(self, seconds: float) -> None:
         """It ended well, after `seconds`."""
@@ -89,4 +95,5 @@ class SaveTimer:
 
     def failed(self, now: float) -> None:
         """It failed."""
+        self._missed = False
         self._retry_at = now + RETRY_SECONDS

@@ -176,10 +176,14 @@ class Journal:
             return
         self._run.add_event("checkpoint", saved.global_step, checkpoint=saved.path.name, **times)
         if saved.error:
-            self._run.add_event("save_failed", saved.global_step, reason=saved.error)
-            self._say(f"WARNING: {saved.path.name} is written here, but its copy is not: {saved.error}")
+            self._say(f"WARNING: {saved.path.name} is written, but old ones are not removed: {saved.error}")
         if self._curves:
             self._curves.mend()
+
+    def not_copied(self, global_step: int, reason: str) -> None:
+        """Note that the copy of a checkpoint behind the URL could not be written."""
+        self._run.add_event("save_failed", global_step, reason=reason)
+        self._say(f"WARNING: the checkpoint of step {global_step} is written here, but its copy is not: {reason}")
 
     def not_saved(self, global_step: int, reason: str, **times: float) -> None:
         """Note that a checkpoint could not be written; training goes on, and tries again."""
@@ -241,8 +245,8 @@ class Journal:
         """The run was told to stop and its last checkpoint is written, or could not be: `error`."""
         if self._main:
             self._run.add_event("preempted", global_step, signal=reason)
-            way_on = f"from an earlier checkpoint: {error}" if error else "from there"
-            self._say(f"stopped by {reason} after step {global_step}; the same command goes on {way_on}")
+            way_on = "WARNING: not all of it is saved" if error else "the same command goes on from there"
+            self._say(f"stopped by {reason} after step {global_step}; {way_on}{': ' * bool(error)}{error}")
             self._end("preempted", f"{reason}; {error}" if error else reason, global_step)
 
     def done(self, global_step: int) -> None:
@@ -272,7 +276,8 @@ class Journal:
             if self._main:
                 lost = f"lost another process in step {global_step + 1}"
                 self._say(f"{lost}; the same command goes on from the newest checkpoint")
-                self._run.add_event("failed", global_step, reason=lost)
+                with suppress(UserError):
+                    self._run.add_event("failed", global_step, reason=lost)
                 self._end("running", lost, global_step)
             return True
         if self._main:

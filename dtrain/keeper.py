@@ -2,24 +2,28 @@
 
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 
 import torch
 from accelerate import Accelerator
 
 from dtrain.best import best_steps
 from dtrain.bucket import Bucket
-from dtrain.checkpoint import Checkpoint
+from dtrain.checkpoint import Checkpoint, list_checkpoints, step_of
 from dtrain.config import Config
-from dtrain.interval import RETRY_SECONDS, SaveTimer
+from dtrain.interval import SaveTimer
 from dtrain.journal import Journal
 from dtrain.run_folder import RunFolder
 from dtrain.saver import Saver
 from dtrain.uptime import uptime
 from dtrain.vote import Vote
+from shard_tools.errors import UserError
 
 LAST_PATIENCE_SECONDS = 240.0
-"""So long the end of a run waits for room on the disk."""
+"""So long the end of a run waits for room on the disk, or for the bucket."""
+LAST_RETRY_SECONDS = 10.0
 
 
 class Keeper:
@@ -35,8 +39,12 @@ class Keeper:
         vote: Vote,
         digest: str,
         newest: int | None,
+        progress: Callable[[], None],
     ) -> None:
-        """`digest` is that of the data set; `newest` the step of the checkpoint that the run goes on from."""
+        """`digest` is that of the data set; `newest` the step of the checkpoint that the run goes on from.
+
+        `progress` is called where this waits for long.
+        """
         self._config = config.checkpoint
         self._accelerator = accelerator
         self._run = run
@@ -53,8 +61,9 @@ class Keeper:
             sync=journal.sync,
         )
         self._held_up: dict[int, float] = {}
-        self._error = ""
+        self._error = self._copy_error = ""
         self._newest = newest
+        self._progress = progress
         self._best = run.evaluations(self._config.best_metric) if self._config.keep_best else {}
 
     def due(self, global_step: int) -> bool:
@@ -62,7 +71,10 @@ class Keeper:
         if not self._accelerator.is_main_process:
             return False
         self._look()
-        return self._timer.due(global_step, time.monotonic()) and not self._saver.busy
+        due = self._timer.due(global_step, time.monotonic())
+        if due and self._saver.busy:
+            self._timer.missed()
+        return due and not self._saver.busy
 
     def evaluated(self, global_step: int, figures: Mapping[str, float]) -> None:
         """Be told of an evaluation, by which a checkpoint may be one of the best."""
@@ -95,7 +107,9 @@ class Keeper:
                 "host": platform.node(),
             },
         }
-        best = best_steps(self._best, self._config.best_metric, self._config.keep_best)
+        there = {step_of(path.name) for path in list_checkpoints(self._run.checkpoints)} | {self._newest}
+        evaluated = {step: figure for step, figure in self._best.items() if step in there}
+        best = best_steps(evaluated, self._config.best_metric, self._config.keep_best)
         self._timer.began(time.monotonic())
         self._saver.save(global_step, checkpoint.weights, checkpoint.optimizer, state, at=at, keep=best, urgent=urgent)
         self._newest = global_step
@@ -107,14 +121,19 @@ class Keeper:
 
         Only the main process knows.
         """
-        written = self._newest == global_step and not self._error
+        written = self._newest == global_step and not self._error and not self._copy_error
         if not self._agree(written):
             self.save(global_step, checkpoint, urgent=True)
         began = uptime()
         self._saver.wait()
         self._held_up[global_step] = self._held_up.get(global_step, 0.0) + uptime() - began
         self._look()
-        return self._error
+        if self._accelerator.is_main_process and not self._error:
+            try:
+                self._journal.sync()
+            except OSError as error:  # lines that came after the checkpoint
+                self._error = str(error)
+        return self._error or self._copy_error
 
     def insist(self, global_step: int, checkpoint: Checkpoint) -> str:
         """Like `complete`, for the end of the run: waits a while for room on the disk."""
@@ -124,12 +143,14 @@ class Keeper:
             over = not error or time.monotonic() > deadline or self._vote.wants_to_stop
             if self._agree(over):
                 return error
-            time.sleep(RETRY_SECONDS / 10)
+            self._progress()
+            time.sleep(LAST_RETRY_SECONDS)
 
     def close(self) -> None:
         """Let what is being written come to its end."""
         self._saver.wait()
-        self._look()
+        with suppress(UserError):
+            self._look()
 
     def _agree(self, value: bool) -> bool:
         """What the main process says."""
@@ -144,7 +165,7 @@ class Keeper:
         return ""
 
     def _look(self) -> None:
-        """See what became of what was being written."""
+        """See what became of what was being written and copied."""
         for saved in self._saver.ended():
             if saved.path is None:
                 self._error = saved.error
@@ -152,9 +173,20 @@ class Keeper:
             else:
                 self._error = ""
                 self._timer.took(saved.seconds)
-            self._journal.saved(saved, self._held_up.pop(saved.global_step, 0.0))
+            self._tell(partial(self._journal.saved, saved, self._held_up.pop(saved.global_step, 0.0)))
+        for step, error in self._saver.copied():
+            self._copy_error = error
+            if error:
+                self._tell(partial(self._journal.not_copied, step, error))
+
+    def _tell(self, tell: Callable[[], None]) -> None:
+        """Tell the journal; if it can't write, all processes stop at their next vote."""
+        try:
+            tell()
+        except UserError as error:
+            self._vote.fail(error)
 
     def _fail(self, global_step: int, error: str) -> None:
         self._error = error
         self._timer.failed(time.monotonic())
-        self._journal.not_saved(global_step, error)
+        self._tell(partial(self._journal.not_saved, global_step, error))

@@ -56,9 +56,9 @@ class Lines:
         """Make all lines so far survive a power cut. Raises OSError if there is no room."""
         with self._lock:
             self._write()
-            with self.path.open("ab") as file:
-                os.fsync(file.fileno())
-            sync_directory(self.path.parent)
+        with self.path.open("ab") as file:
+            os.fsync(file.fileno())
+        sync_directory(self.path.parent)
 
     def end_torn_line(self) -> None:
         """Give a line that a kill tore a line of its own."""

@@ -1,6 +1,7 @@
 """The run: stages of epochs of steps, from wherever it stands. Read `Trainer.train` first."""
 
 import os
+import sys
 import time
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import closing, nullcontext, suppress
@@ -19,8 +20,16 @@ from dtrain.data.augment import augment, draw
 from dtrain.data.dataset import Dataset, open_dataset
 from dtrain.data.loader import BadSample, BatchSource, HostBatch, blank_batch, to_device
 from dtrain.data.workers import GaveUpError
-from dtrain.devices import ProcessError, broadcast_buffers, is_lost_process, make_accelerator, on_main_process
-from dtrain.evaluator import Evaluator
+from dtrain.devices import (
+    ProcessError,
+    broadcast_buffers,
+    explain,
+    is_lost_process,
+    longest_wait,
+    make_accelerator,
+    on_main_process,
+)
+from dtrain.evaluator import Evaluation, Evaluator
 from dtrain.journal import Journal, stands_still
 from dtrain.keeper import Keeper
 from dtrain.learner import Learner
@@ -50,13 +59,16 @@ def train(
     Raises UserError for what the user can mend.
     """
     request = request or StopRequest()
+    if fresh and _was_restarted():
+        fresh = False
+        print("--fresh: the launcher has started this again, so the run goes on", file=sys.stderr, flush=True)
     run = RunFolder(config.run)
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     watchdog = Watchdog(rank, world_size, request, config.hang.leave_seconds, partial(stands_still, run, rank))
     try:
         accelerator = make_accelerator(config)
         watchdog.allow(config.hang.first_step_seconds + config.data.patience_seconds)
-        vote = Vote(request)
+        vote = Vote(request, longest_wait(config))
         try:
             with closing(_open_together(config, vote)) as dataset:
                 bucket = Bucket(open_storage(config.checkpoint.url)) if config.checkpoint.url else None
@@ -108,9 +120,22 @@ def _train(
     if start.finished:
         accelerator.print(f"{run.path} is done: {start.state['global_step']} steps; --fresh starts it anew.")
         return
-    journal = Journal(run, accelerator, config, plan, start, dataset)
+    try:
+        journal = Journal(run, accelerator, config, plan, start, dataset)
+    except OSError as error:
+        raise ProcessError(explain(error)) from None
     learner = Learner(config, accelerator, _loaded(start, loaded))
-    keeper = Keeper(config, accelerator, run, bucket, journal, vote, dataset.digest, start.state.get("global_step"))
+    keeper = Keeper(
+        config,
+        accelerator,
+        run,
+        bucket,
+        journal,
+        vote,
+        dataset.digest,
+        start.state.get("global_step"),
+        lambda: watchdog.progress(plan.total_steps, "waiting for room to save"),
+    )
     trainer = Trainer(config, accelerator, dataset, plan, learner, keeper, journal, vote, watchdog, evaluator, start)
     collector.work()
     try:
@@ -129,6 +154,11 @@ def _train(
     else:
         journal.preempted(request.reason or "a signal to another process", trainer.global_step, unsaved)
     accelerator.wait_for_everyone()
+
+
+def _was_restarted() -> bool:
+    """Whether the command is not a new one: the same one is run again, by the launcher or by Slurm."""
+    return any(os.environ.get(name, "0") != "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
 def _open_together(config: Config, vote: Vote) -> Dataset:
@@ -295,6 +325,7 @@ class Trainer:
             raise
         if agreement.absent:
             self._learner.update.drop()
+            self._bad_here -= len(bad)
             return agreement
         figures, finite = self._learner.update.apply(losses)
         self.position = self.position.next_step()
@@ -402,10 +433,14 @@ class Trainer:
         self._note(lambda: self._journal.left_out(self.position, evaluation.bad))
         self._keeper.evaluated(self.global_step, evaluation.figures)
         if self._accelerator.is_main_process:
-            panel = self._evaluator.panel(module, stage.size)
-            seconds = time.perf_counter() - began
-            self._note(lambda: self._journal.evaluated(stage, self.position, evaluation, panel, seconds=seconds))
+            self._note(lambda: self._evaluated(stage, evaluation, began))
         return True
+
+    def _evaluated(self, stage: StagePlan, evaluation: Evaluation, began: float) -> None:
+        """On the main process: draw the panel, and note the evaluation."""
+        panel = self._evaluator.panel(self._learner.module, stage.size)
+        seconds = time.perf_counter() - began
+        self._journal.evaluated(stage, self.position, evaluation, panel, seconds=seconds)
 
     def _save(self) -> None:
         """Begin to write a checkpoint of the current position."""

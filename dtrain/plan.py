@@ -113,6 +113,9 @@ def plan_run(config: Config, shard_lengths: Sequence[int], *, rank: int, world_s
             subset = subset_lengths(shard_lengths, stage.samples)
             steps, dropped = steps_of_epoch(sum(subset), stage.batch)
             rows = rows_of_rank(stage.batch, rank, world_size)
+            micro_rows = _micro_rows(rows, config.max_micro_batch)
+            if config.sync_batch_norm:
+                micro_rows = _equally_many(rows, stage.batch, world_size, config.max_micro_batch)
         except UserError as error:
             raise UserError(f"stages.{number}.{error}") from None
         stages.append(
@@ -128,7 +131,7 @@ def plan_run(config: Config, shard_lengths: Sequence[int], *, rank: int, world_s
                 learning_rate=stage.learning_rate or config.optimizer.learning_rate,
                 shard_lengths=tuple(subset),
                 rows=rows,
-                micro_rows=_micro_rows(rows, config.max_micro_batch),
+                micro_rows=micro_rows,
             )
         )
     return RunPlan(tuple(stages))
@@ -136,6 +139,17 @@ def plan_run(config: Config, shard_lengths: Sequence[int], *, rank: int, world_s
 
 def _micro_rows(rows: range, largest: int) -> tuple[range, ...]:
     return tuple(rows[part.start : part.stop] for part in cut(len(rows), math.ceil(len(rows) / largest)))
+
+
+def _equally_many(rows: range, batch: int, world_size: int, largest: int) -> tuple[range, ...]:
+    """Micro-batches, as many as every other process has: SyncBatchNorm exchanges in each forward pass."""
+    count = math.ceil(math.ceil(batch / world_size) / largest)
+    if count > len(rows):
+        raise UserError(
+            f"batch: {batch} samples on {world_size} processes in micro-batches of {largest} are not equally many on "
+            "all, which sync_batch_norm needs; raise max_micro_batch"
+        )
+    return tuple(rows[part.start : part.stop] for part in cut(len(rows), count))
 
 
 def learning_rate_factor(schedule: ScheduleConfig, samples: int, total_samples: int) -> float:

@@ -1,6 +1,7 @@
 """Where a run starts: anew, from its newest whole checkpoint, or not at all. Decided by the main process."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -22,7 +23,7 @@ from dtrain.checkpoint import (
 from dtrain.config import Config, differences
 from dtrain.data.order import Position
 from dtrain.plan import RunPlan
-from dtrain.run_folder import RunFolder
+from dtrain.run_folder import LONGEST_LINE_BYTES, RunFolder
 from shard_tools.atomic import sync_directory, write_atomically
 from shard_tools.errors import UserError
 
@@ -94,7 +95,7 @@ def open_run(
             f"changed configuration does not have as step {state['global_step']} of the run; go on with the old one, "
             "or start anew with --fresh"
         )
-    finished = finished and not passed_over and not changed
+    finished = finished and not changed and all(name.startswith(".") for name, _ in passed_over)
     repeated = max(_last_logged_step(run.metrics, state["metrics_bytes"]) - state["global_step"], 0)
     seconds = _seconds_since(run.events, state.get("time")) if repeated else 0.0
     if not finished:
@@ -125,10 +126,10 @@ def _forget(run: RunFolder, bucket: Bucket | None, *, finished: bool, overwrite:
         raise UserError(
             f"{what}, which --fresh would delete; add --overwrite if that is meant, or choose another folder with --run"
         )
-    run.clear()
-    for step in steps:
+    for step in reversed(steps):  # first what is elsewhere, the oldest first: killed halfway, the same command goes on
         assert bucket is not None
         bucket.remove(step)
+    run.clear()
 
 
 def _newest(run: RunFolder, bucket: Bucket | None) -> tuple[Path | None, Checkpoint | None, list[tuple[str, str]]]:
@@ -227,9 +228,10 @@ def _last_logged_step(metrics: Path, begin: int) -> int:
 
 
 def _seconds_since(events: Path, begin: float | None) -> float:
-    """How long the run lived after `begin`, by the wall clock; 0 if that is not known."""
-    with suppress(FileNotFoundError):
-        alive = events.stat().st_mtime
-        if begin is not None:
-            return max(alive - begin, 0.0)
+    """From `begin` to the last event, by the wall clock; 0 if that is not known."""
+    with suppress(FileNotFoundError), events.open("rb") as file:
+        file.seek(max(file.seek(0, os.SEEK_END) - LONGEST_LINE_BYTES, 0))
+        for text in reversed(file.read().splitlines()):
+            with suppress(ValueError, KeyError, TypeError):
+                return max(float(json.loads(text)["time"]) - begin, 0.0) if begin is not None else 0.0
     return 0.0

@@ -116,8 +116,9 @@ class RunFolder:
                 time.sleep(0.2)
             except OSError:  # a file system without locks
                 break
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+        with suppress(OSError):  # it only helps people
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
 
     def clear(self, but: Collection[Path] = ()) -> None:
         """Remove all that a training wrote here, and nothing else."""
@@ -153,15 +154,17 @@ class RunFolder:
         """Append a line to metrics.jsonl."""
         self.metrics_lines.add(line)
 
-    def last_metrics(self) -> dict[str, Any]:
-        """The last line of metrics.jsonl; empty if there is none."""
+    def last_metrics(self, global_step: int) -> list[dict[str, Any]]:
+        """The lines at the end of metrics.jsonl that are of this step."""
+        found: list[dict[str, Any]] = []
         with suppress(FileNotFoundError), self.metrics.open("rb") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - LONGEST_LINE_BYTES, 0))
-            lines = file.read().splitlines()
-            if lines:
-                last: dict[str, Any] = json.loads(lines[-1])
-                return last
-        return {}
+            for text in reversed(file.read().splitlines()):
+                line = json.loads(text)
+                if line["global_step"] != global_step:
+                    break
+                found.insert(0, line)
+        return found
 
     def evaluations(self, metric: str) -> dict[int, float]:
         """A figure of all evaluations by the step after which they were made."""

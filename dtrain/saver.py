@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dtrain.bucket import Bucket
 from dtrain.checkpoint import CancelledError, Checkpoint, remove_old, save_checkpoint
+from dtrain.copier import Copier
 from dtrain.snapshot import Snapshot
 
 LOWEST_PRIORITY = 19
@@ -30,7 +31,7 @@ class Saved:
     path: Path | None
     """Where it lies; None if it was not written."""
     error: str = ""
-    """What went wrong: with the checkpoint if there is no path, else with its copy behind the URL."""
+    """What went wrong: with the checkpoint if there is no path, else with removing old ones."""
 
 
 class Saver:
@@ -42,8 +43,7 @@ class Saver:
         """`sync` makes the files `log` durable, before a checkpoint counts on them; it may raise OSError."""
         self._folder = folder
         self._keep_last = keep_last
-        self._bucket = bucket
-        self._log = log
+        self._copier = Copier(bucket, keep_last=keep_last, log=log) if bucket else None
         self._sync = sync
         self._weights, self._optimizer = Snapshot(), Snapshot()
         self._thread: threading.Thread | None = None
@@ -73,7 +73,10 @@ class Saver:
         """
         if urgent:
             self._cancelled.set()
-        self.wait()
+            if self._copier:
+                self._copier.cancel()
+        if self._thread is not None:
+            self._thread.join()
         self._cancelled.clear()
         self._weights.take(weights)
         self._optimizer.take(optimizer)
@@ -83,14 +86,20 @@ class Saver:
         self._thread.start()
 
     def wait(self) -> None:
-        """Until nothing is being written."""
+        """Until nothing is being written or copied."""
         if self._thread is not None:
             self._thread.join()
+        if self._copier:
+            self._copier.wait()
 
     def ended(self) -> list[Saved]:
         """What became of those that ended since this was asked last."""
         ended, self._ended = self._ended, []
         return ended
+
+    def copied(self) -> list[tuple[int, str]]:
+        """The steps whose checkpoints were copied behind the URL since this was asked last; what went wrong, or ""."""
+        return self._copier.ended() if self._copier else []
 
     def _write(self, global_step: int, at: float, state: dict[str, Any], keep: set[int], urgent: bool) -> None:
         if not urgent:
@@ -103,13 +112,11 @@ class Saver:
             self._sync()
             checkpoint = Checkpoint(self._weights.on_host(), self._optimizer.on_host(), state)
             path = save_checkpoint(self._folder, global_step, checkpoint, cancelled=self._cancelled.is_set)
+            if self._copier:
+                self._copier.copy(path, keep)
             remove_old(self._folder, self._keep_last, keep)
-            if self._bucket is not None:
-                self._bucket.upload(path, self._log, self._cancelled.is_set)
-                self._bucket.remove_old(global_step, self._keep_last, keep)
         except CancelledError:
-            if path is None:
-                return
+            return
         except Exception as failure:  # whatever it is, nobody may take this one for saved
             error = str(failure) or type(failure).__name__
         self._ended.append(Saved(global_step, at, time.monotonic() - began, path, error))

@@ -3,12 +3,14 @@
 import os
 import signal
 import time
+from contextlib import suppress
 from types import FrameType
 
 _PARENT = os.getppid()
 """As early as can be: a launcher that is killed while this process imports would not be missed."""
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGQUIT)
+"""What launchers pass on, and what `srun` and terminals send."""
 
 
 class StopRequest:
@@ -24,12 +26,22 @@ class StopRequest:
         self._noted_at: float | None = None
         launched = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys()
         self._parent = _PARENT if launched else None
+        # Handlers wait until the main thread comes back to the interpreter, from an exchange maybe; this does not.
+        self._noticed, notice = os.pipe()
+        os.set_blocking(self._noticed, False)
+        os.set_blocking(notice, False)
+        signal.set_wakeup_fd(notice, warn_on_full_buffer=False)
         for number in SIGNALS:
-            signal.signal(number, self._note)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                signal.signal(number, self._note)
 
     @property
     def reason(self) -> str | None:
-        """Why to stop, or None."""
+        """Why to stop, or None. Any thread may ask, also while the main one hangs."""
+        with suppress(BlockingIOError):
+            for number in os.read(self._noticed, 64):
+                if number in SIGNALS:
+                    self._remember(number)
         if self._signal is not None:
             return self._signal.name
         return "the launcher is gone" if self.launcher_is_gone else None
@@ -41,12 +53,15 @@ class StopRequest:
 
     def seconds_ago(self) -> float:
         """How long ago there was first a reason to stop, as far as that was asked; 0 if there is none."""
-        if self._noted_at is None and self.launcher_is_gone:
+        if self.reason is not None and self._noted_at is None:
             self._noted_at = time.monotonic()
         return 0.0 if self._noted_at is None else time.monotonic() - self._noted_at
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        self._remember(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _remember(self, number: int) -> None:
         if self._signal is None:
             self._noted_at = time.monotonic()
             self._signal = signal.Signals(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)

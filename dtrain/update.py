@@ -35,7 +35,8 @@ class Update:
         """Change the weights by the gradients, unless those or the loss are not finite on any process.
 
         `losses` are those of this process's micro-batches, each of shape (n,), weighted. Returns their mean over the
-        global batch, and whether the weights were changed: the same on every process. Waits for the device once.
+        global batch, and whether the loss and, but for fp16, the gradient were finite: the same on every process. Waits
+        for the device once.
         """
         means = torch.stack(list(losses)).sum(0)
         if dist.is_initialized():
@@ -46,9 +47,13 @@ class Update:
         checked = means if scaler is not None else torch.cat([means, self._gradient_norm().to(means)[None]])
         figures = checked.tolist()
         finite = all(map(math.isfinite, figures))
-        if finite or scaler is not None:
+        if scaler is not None:
+            if not finite:
+                self._spoil_gradient()
             self._optimizer.step()
-        if not finite:
+        elif finite:
+            self._optimizer.step()
+        if not finite or (scaler is not None and self._optimizer.step_was_skipped):
             self._restore_statistics()
         self._optimizer.zero_grad()
         return figures[: len(means)], finite
@@ -57,6 +62,10 @@ class Update:
         """Forget the step that was begun."""
         self._restore_statistics()
         self._optimizer.zero_grad()
+
+    def _spoil_gradient(self) -> None:
+        """Let the scaler skip this step, too."""
+        next(parameter.grad for parameter in self._parameters if parameter.grad is not None).fill_(math.nan)
 
     def _gradient_norm(self) -> Tensor:
         """The L2 norm of the whole gradient; not finite if any part of it is not, or if it is beyond all use."""

@@ -1,6 +1,7 @@
 """Lets all processes do the same after the same step. Never waits for a device, and never saves anything itself."""
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import NoReturn
 
 import torch
@@ -38,10 +39,13 @@ class Vote:
     of its own; when the vote is read all raise the same error, and none is left waiting for one that is gone.
     """
 
-    def __init__(self, request: StopRequest | None = None) -> None:
-        """Assumes that the default process group, if there is to be one, is initialised."""
+    def __init__(self, request: StopRequest | None = None, longest: timedelta | None = None) -> None:
+        """Assumes that the default process group, if there is to be one, is initialised.
+
+        `longest` is how long a process waits for the others (default: torch's).
+        """
         self._request = request
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._group = dist.new_group(backend="gloo", timeout=longest) if dist.is_initialized() else None
         self._votes: list[Tensor] = []
         self._pending: dist.Work | None = None
         self._failure: Exception | None = None

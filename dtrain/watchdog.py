@@ -43,6 +43,7 @@ class Watchdog:
         self._limit = float("inf")
         self._seen = time.monotonic()
         self._step, self._doing = 0, STARTING
+        self._silent = ""
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
@@ -79,18 +80,24 @@ class Watchdog:
         return self._request.launcher_is_gone or (alone and self._request.reason is not None)
 
     def _end(self, what: str) -> None:
-        message = f"process {self._rank}: {what} in step {self._step} ({self._doing}){self._who_is_silent()}"
+        """Say it, and end the process, even if what is asked or told for that hangs as well."""
+        self._silent = ""
+        self._within(2 * ANSWER_SECONDS, self._ask_who_is_silent)
+        message = f"process {self._rank}: {what} in step {self._step} ({self._doing}){self._silent}"
         print(f"{message}; ends here; the same command goes on from the newest checkpoint", file=sys.stderr, flush=True)
-        try:
-            if self._doing != STARTING:
-                self._on_hang(message, self._step)
-        finally:
-            os._exit(1)
+        if self._doing != STARTING:
+            self._within(ANSWER_SECONDS, lambda: self._on_hang(message, self._step))
+        os._exit(1)
 
-    def _who_is_silent(self) -> str:
+    def _within(self, seconds: float, do: Callable[[], None]) -> None:
+        thread = threading.Thread(target=do, daemon=True)
+        thread.start()
+        thread.join(seconds)
+
+    def _ask_who_is_silent(self) -> None:
         """Which other processes do not see the same: those that hang as a whole, or are gone."""
         if self._world_size == 1 or not dist.is_initialized():
-            return ""
+            return
         try:
             store = dist.distributed_c10d._get_default_store()
             store.set_timeout(timedelta(seconds=ANSWER_SECONDS))
@@ -102,8 +109,8 @@ class Watchdog:
                 if rank != self._rank
             }
         except Exception:
-            return ""
+            return
         silent = [str(rank) for rank, doing in told.items() if doing is None]
         others = [f"process {rank} is {doing}" for rank, doing in told.items() if doing not in (None, self._doing)]
         parts = [*([f"process {', '.join(silent)} does not answer"] if silent else []), *others]
-        return f"; {'; '.join(parts)}" if parts else ""
+        self._silent = f"; {'; '.join(parts)}" if parts else ""

@@ -139,6 +139,7 @@ class LocalStorage:
     def upload(self, name: str, source: Path) -> None:
         with self.writing(name) as file, source.open("rb") as data:
             shutil.copyfileobj(data, file, 2**20)
+        sync_directory((self.root / name).parent)
 
     def settle(self) -> None:
         sync_directory(self.root)

@@ -391,7 +391,9 @@ def test_a_saver_says_that_the_copy_failed_while_the_checkpoint_is_safe_here(
         saver.save(step, {"w": torch.ones(3)}, {}, {"global_step": step}, at=0.0, keep=(), urgent=False)
         saver.wait()
         (ended,) = saver.ended()
-        return ended.path, ended.error
+        ((copied, error),) = saver.copied()
+        assert (copied, ended.error) == (step, "")
+        return ended.path, error
 
     assert save(saver(), 4) == (tmp_path / "run/step-00000004", "")
     address = os.environ["AWS_ENDPOINT_URL"]

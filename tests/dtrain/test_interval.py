@@ -160,3 +160,20 @@ def test_one_that_failed_may_be_due_before_it_would_be_tried_again() -> None:
     timer.began(0.0)
     timer.failed(1.0)
     assert timer.due(5, now=2.0)
+
+
+def test_one_that_was_due_while_another_was_written_comes_with_the_next_step() -> None:
+    timer = SaveTimer(parse_interval("10 steps"), 3600.0, now=0.0)
+    assert timer.due(10, 1.0)
+    timer.missed()
+    assert timer.due(11, 1.0)
+    timer.began(1.0)
+    assert not timer.due(12, 1.0)
+
+
+def test_by_time_a_failed_one_is_not_tried_again_at_every_step() -> None:
+    timer = SaveTimer(parse_interval("1 minutes"), 3600.0, now=0.0)
+    assert timer.due(5, 61.0)
+    timer.failed(61.0)
+    assert not timer.due(6, 62.0)
+    assert timer.due(7, 61.0 + RETRY_SECONDS)

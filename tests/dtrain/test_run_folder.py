@@ -1,6 +1,7 @@
 """The run folder: its lock, its status, its lines of metrics."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -35,9 +36,10 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def test_a_second_process_waits_and_is_refused_until_the_first_is_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(run_folder, "LOCK_WAIT_SECONDS", 0.3)
+    monkeypatch.setattr(run_folder, "LOCK_PATIENCE_SECONDS", 0.1)
     path = tmp_path / "new" / "run"
     with subprocess.Popen([sys.executable, "-c", HOLDER, path], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
@@ -46,6 +48,8 @@ def test_a_second_process_waits_and_is_refused_until_the_first_is_killed(
         with pytest.raises(UserError, match=rf"{path}: another training runs in .*process {holder.pid} on .*--run"):
             RunFolder(path).lock()
         assert 0.3 <= time.monotonic() - began < 10
+        waits = f"{path}: another training still holds this folder (process {holder.pid} on "
+        assert capfd.readouterr().err.count(waits) == 1
 
         monkeypatch.undo()
         began = time.monotonic()
@@ -53,6 +57,13 @@ def test_a_second_process_waits_and_is_refused_until_the_first_is_killed(
         RunFolder(path).lock()
         assert 0.5 <= time.monotonic() - began < 10
         assert holder.wait() == -signal.SIGKILL
+
+
+def test_a_lock_whose_process_is_gone_does_not_matter(folder: RunFolder) -> None:
+    lock = folder.path / ".lock"
+    lock.write_text("process 1 on another-machine\n")
+    folder.lock()
+    assert lock.read_text().startswith(f"process {os.getpid()} on ")
 
 
 def test_a_place_that_cannot_be_a_folder(tmp_path: Path) -> None:

@@ -39,10 +39,10 @@ $(PEERS_READY): pyproject.toml bench/constraints.txt
 demo: $(READY)
 	$(BIN)/python -m launch.demo
 
-# What launches trainings has the machine for itself; the rest shares it.
+# Launched trainings wait for each other and for imports half of their time, so two at a time fit on two cores.
 test: $(DEV)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile tests/shard_tools tests/dtrain tests/test_docs.py
-	$(BIN)/python -m pytest tests/bench tests/end_to_end tests/launch
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/bench tests/end_to_end tests/launch
 
 lint: $(DEV)
 	$(BIN)/ruff format --check .

@@ -1,0 +1,58 @@
+"""A run whose machine is gone with all that was on it goes on from the copies of its checkpoints behind a URL."""
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from s3fs import S3FileSystem
+
+from dtrain.checkpoint import checkpoint_name
+
+from ..servers import s3_server
+from .conftest import STEPS, TOTAL_STEPS, Run
+from .lean import Lean, all_gone, curve, trainers
+
+PLACE = "runs/one"
+
+
+def test_another_machine_goes_on_with_nothing_but_the_bucket(
+    run: Run, undisturbed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with s3_server() as address:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        S3FileSystem.clear_instance_cache()
+        bucket = S3FileSystem()
+        bucket.mkdir("runs")
+        to_bucket = ("--checkpoint.url", f"s3://{PLACE}")
+
+        first = Lean(run.folder, run.shards, undisturbed, to_bucket)
+        launched = first.launch()
+        first.wait_for_step(launched, 2 * STEPS + 2)
+        processes = trainers(launched)
+        launched.process.send_signal(signal.SIGTERM)
+        assert all_gone(processes)
+        launched.finish()
+        assert first.status()["state"] == "preempted"
+        newest, stopped_at = first.checkpoints()[-1], first.last_step()
+        assert newest == f"step-{stopped_at:08d}"
+        assert first.events("checkpoint")[-1]["global_step"] == stopped_at
+        shutil.rmtree(first.folder)
+        bucket.copy(f"{PLACE}/{newest}/state.json", f"{PLACE}/step-{TOTAL_STEPS:08d}/state.json")
+
+        shards = Path(shutil.copytree(run.shards, tmp_path / "elsewhere" / "shards"))
+        second = Lean(tmp_path / "elsewhere" / "run", shards, undisturbed, to_bucket)
+        again = second.launch().succeed()
+        assert f"resumes from {newest}" in again.output
+        (resume,) = second.events("resume")
+        assert (resume["global_step"], resume["repeated_steps"]) == (stopped_at, 0)
+        assert second.final() == undisturbed.final()
+        for name in ("train/loss", "test/mask_iou"):
+            assert curve(second, name) == curve(undisturbed, name)
+        bucket.invalidate_cache()
+        kept = {Path(path).parent.name for path in bucket.find(PLACE) if path.endswith("/files.json")}
+        assert checkpoint_name(TOTAL_STEPS) in kept, "the last one; one before may have made room for a newer one"
+        assert len(kept) <= len(second.checkpoints())

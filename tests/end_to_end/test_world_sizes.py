@@ -1,0 +1,52 @@
+"""A run that goes on with other numbers of processes, again and again: each sample once, in the same steps."""
+
+import signal
+import subprocess
+
+from .conftest import BIN, EPOCHS, STEPS, TOTAL_STEPS, TRAIN_SAMPLES, Run
+from .lean import Lean, all_gone, trainers
+
+SIZES = [(2, 2 * STEPS + 1), (8, 2 * STEPS + 4), (4, 2 * STEPS + 7), (3, 3 * STEPS)]
+"""How many processes, until which step. The others have seen what is imported only for an evaluation."""
+
+KEEP = ("--checkpoint.keep_last", "1", "--checkpoint.keep_best", "1", "--checkpoint.best_metric", "depth_mse")
+SAVE_OFTEN = ("--checkpoint.every", "0.0005 minutes")
+
+
+def test_from_any_number_of_processes_to_any_other(run: Run, undisturbed: Run) -> None:
+    run = Lean(run.folder, run.shards, undisturbed, ("--data.workers", "0", *KEEP, *SAVE_OFTEN))
+    for processes, step in SIZES:
+        launched = run.launch(processes=processes)
+        run.wait_for_step(launched, step)
+        ranks = trainers(launched)
+        assert len(ranks) == processes
+        launched.process.send_signal(signal.SIGTERM)
+        assert all_gone(ranks)
+        launched.finish()
+        assert run.status()["state"] == "preempted"
+        assert run.status()["global_step"] == run.last_step()
+    run.train(processes=1)
+
+    resumes = run.events("resume")
+    assert [event["processes"] for event in resumes] == [8, 4, 3, 1]
+    assert [event["written"]["processes"] for event in resumes] == [2, 8, 4, 3]
+    assert not any(event["repeated_steps"] for event in resumes)
+    lines = run.lines("metrics.jsonl")
+    assert [line["global_step"] for line in lines if line["kind"] == "train"] == list(range(1, TOTAL_STEPS + 1))
+    places = ("kind", "stage", "epoch", "step", "samples")
+    assert [[line[name] for name in places] for line in lines] == [
+        [line[name] for name in places] for line in undisturbed.lines("metrics.jsonl")
+    ]
+    assert run.consumed() == undisturbed.consumed()
+    proved = subprocess.run(
+        [str(BIN / "dtrain"), "audit", str(run.folder)], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert "with 2, 8, 4, 3, 1 process(es)" in proved.stdout
+    assert f"{TOTAL_STEPS} of {TOTAL_STEPS} steps, {TRAIN_SAMPLES * EPOCHS} samples" in proved.stdout
+
+    evaluated = [(line["metrics"]["depth_mse"], line["global_step"]) for line in lines if line["kind"] == "evaluate"]
+    best = min(evaluated)[1]
+    assert best < TOTAL_STEPS, "or there would be nothing to keep"
+    assert run.checkpoints() == [f"step-{step:08d}" for step in (best, TOTAL_STEPS)]
+    saved = {event["global_step"] for event in run.events("checkpoint")} - {event["global_step"] for event in resumes}
+    assert any(step % STEPS for step in saved), "by the clock, too, not only at the ends of epochs"

@@ -76,6 +76,7 @@ class Curves:
             self._add_all()
 
     def _open(self, purge_step: int | None) -> None:
+        self._accelerator.trackers.clear()  # or those before would be opened once more, too
         self._accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": purge_step}})
 
     def _clock_was_set_back(self) -> bool:

@@ -68,10 +68,11 @@ def test_gone_then_nearly_full_then_full(disk: Path, run: Run, undisturbed: Run)
     assert run.events("resume")[-1]["checkpoint"] == whole
     run.wait_for_step(full, run.last_step() + 2)
     ballast = fill(disk, leave=0)
-    wait_until(lambda: NOT_SAVED in full.output and "lines wait in memory" in full.output, full)
-    newest(run)
+    wait_until(lambda: any(f"{NOT_SAVED}{step}," in full.output for step in range(4 * STEPS, TOTAL_STEPS + 1)), full)
+    assert newest(run) < f"step-{4 * STEPS:08d}"
     ballast.unlink()
     full.succeed()
+    assert "lines wait in memory" in full.output
     assert "is written again, without a gap" in full.output
     assert run.events("save_failed")
     assert run.checkpoints()[-1] == f"step-{TOTAL_STEPS:08d}"

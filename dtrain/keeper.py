@@ -187,6 +187,8 @@ class Keeper:
             self._vote.fail(error)
 
     def _fail(self, global_step: int, error: str) -> None:
+        if not self._accelerator.is_main_process:
+            return
         self._error = error
         self._timer.failed(time.monotonic())
         self._tell(partial(self._journal.not_saved, global_step, error))

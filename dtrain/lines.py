@@ -25,12 +25,12 @@ class Lines:
         """The file is made by the first line."""
         self.path = path
         self._waiting = b""
+        self._told = False
         self._lock = threading.Lock()
 
     def add(self, line: dict[str, Any]) -> None:
         """Append a line. Raises UserError if the file can't be written for any other reason than a full disk."""
         with self._lock:
-            waited = bool(self._waiting)
             self._waiting += json.dumps(line).encode() + b"\n"
             try:
                 self._write()
@@ -40,11 +40,9 @@ class Lines:
                         f"{self.path}: can't be written: {error.strerror}; the run folder has to stay where it is, on "
                         "a disk with room; mend that, then run the same command again"
                     ) from None
-                if not waited:
+                if not self._told:
+                    self._told = True
                     self._warn(f"{error.strerror}: lines wait in memory until there is room")
-            else:
-                if waited:
-                    self._warn("is written again, without a gap")
 
     def end(self) -> int:
         """The size of the file in bytes, with the lines that wait."""
@@ -74,8 +72,14 @@ class Lines:
         try:
             while self._waiting:
                 self._waiting = self._waiting[os.write(descriptor, self._waiting) :]
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
         finally:
             os.close(descriptor)
+        if self._told:
+            self._told = False
+            self._warn("is written again, without a gap")
 
     def _warn(self, what: str) -> None:
         print(f"{self.path}: {what}", file=sys.stderr, flush=True)

@@ -61,7 +61,7 @@ def test_a_full_disk_holds_up_lines_but_drops_and_tears_none(
         lines.add({"n": number, "text": "x" * 100})
     written = lines.path.stat().st_size
     assert written < 500 * 100 < lines.end()
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=f"No space left on device: '{lines.path}'"):
         lines.sync()
     assert (
         capsys.readouterr().err == f"{lines.path}: No space left on device: lines wait in memory until there is room\n"
@@ -70,6 +70,7 @@ def test_a_full_disk_holds_up_lines_but_drops_and_tears_none(
     assert lines.path.stat().st_size == written
     expected = lines.end()
     lines.sync()
+    assert capsys.readouterr().err == f"{lines.path}: is written again, without a gap\n"
     assert lines.path.stat().st_size == expected == lines.end()
     lines.add({"n": 500})
     assert numbers(lines.path) == list(range(501))

@@ -27,7 +27,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     if mounted.returncode:
         pytest.skip(f"can't mount a disk to fill: {mounted.stderr.decode()}")
     yield folder
-    subprocess.run(["umount", folder], check=True)
+    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def test_gone_then_nearly_full_then_full(disk: Path, run: Run, undisturbed: Run) -> None:
@@ -67,8 +67,8 @@ def test_gone_then_nearly_full_then_full(disk: Path, run: Run, undisturbed: Run)
     wait_until(lambda: "resumes from" in full.output, full)
     assert run.events("resume")[-1]["checkpoint"] == whole
     run.wait_for_step(full, run.last_step() + 2)
-    ballast = fill(disk, leave=0)
-    wait_until(lambda: any(f"{NOT_SAVED}{step}," in full.output for step in range(4 * STEPS, TOTAL_STEPS + 1)), full)
+    late = [f"{NOT_SAVED}{step}," for step in range(4 * STEPS, TOTAL_STEPS + 1)]
+    wait_until(lambda: fill(disk, leave=0) and any(text in full.output for text in late), full)
     assert newest(run) < f"step-{4 * STEPS:08d}"
     ballast.unlink()
     full.succeed()
@@ -98,9 +98,9 @@ def newest(run: Run) -> str:
 
 
 def fill(disk: Path, *, leave: int) -> Path:
-    """Fill the disk but for so many bytes; the file that does it."""
+    """Fill the disk but for so many bytes, or fill it up again; the file that does it."""
     ballast = disk / "ballast"
-    with ballast.open("wb", buffering=0) as file:
+    with ballast.open("ab", buffering=0) as file:
         piece = bytes(4096)
         while shutil.disk_usage(disk).free > leave:
             try:

@@ -90,6 +90,7 @@ def trainers(launched: Launched) -> list[psutil.Process]:
         rank = process.environ().get("RANK")
         if rank is not None and "decode_process" not in str(process.cmdline()):
             found[int(rank)] = process
+    assert found, "they are not there yet"
     return [found[rank] for rank in sorted(found)]
 
 

@@ -31,7 +31,7 @@ def test_hung_then_lost_then_lost_and_restarted_by_the_launcher(run: Run, undist
     assert [event["reason"] for event in run.events("failed")] == [status["reason"]]
 
     loses = run.launch()
-    run.wait_for_step(loses, STEPS + 8)
+    run.wait_for_step(loses, run.last_step() + 2)
     first, second = trainers(loses)
     second.send_signal(signal.SIGKILL)
     assert all_gone([first])
@@ -42,7 +42,7 @@ def test_hung_then_lost_then_lost_and_restarted_by_the_launcher(run: Run, undist
     assert "lost another process" in run.status()["reason"]
 
     restarts = run.launch(max_restarts=1)
-    run.wait_for_step(restarts, 3 * STEPS + 2)
+    run.wait_for_step(restarts, run.last_step() + 2)
     first, second = trainers(restarts)
     first.send_signal(signal.SIGKILL)
     assert all_gone([second])
@@ -50,7 +50,7 @@ def test_hung_then_lost_then_lost_and_restarted_by_the_launcher(run: Run, undist
     assert run.status()["state"] == "done"
     resumes = run.events("resume")
     assert len(resumes) == 3
-    assert resumes[-1]["global_step"] >= 3 * STEPS
+    assert resumes[0]["global_step"] <= resumes[1]["global_step"] <= resumes[2]["global_step"]
     assert run.final() == undisturbed.final()
 
 

@@ -47,7 +47,7 @@ def test_it_loses_nothing(run: Run, untouched: Run, undisturbed: Run, tmp_path: 
     assert 7 <= run.last_step() < FIRST_EVALUATION
 
     during_an_evaluation = run.launch()
-    run.wait_for_step(during_an_evaluation, STEPS)
+    run.wait_for_step(during_an_evaluation, run.last_step() + 1)
     processes = trainers(during_an_evaluation)
     run.wait_for_step(during_an_evaluation, FIRST_EVALUATION)
     for process in processes:

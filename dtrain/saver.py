@@ -16,8 +16,6 @@ from dtrain.checkpoint import CancelledError, Checkpoint, remove_old, save_check
 from dtrain.copier import Copier
 from dtrain.snapshot import Snapshot
 
-LOWEST_PRIORITY = 19
-
 
 @dataclass(frozen=True)
 class Saved:
@@ -103,9 +101,9 @@ class Saver:
 
     def _write(self, global_step: int, at: float, state: dict[str, Any], keep: set[int], urgent: bool) -> None:
         if not urgent:
-            # On Linux a thread has a priority of its own.
+            # On Linux a thread is scheduled on its own; like this, only while a core has nothing else to do.
             with suppress(OSError, AttributeError):
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+                os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
         began = time.monotonic()
         path, error = None, ""
         try:

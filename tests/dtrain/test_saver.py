@@ -13,7 +13,7 @@ import torch
 from dtrain import tensor_file
 from dtrain.bucket import Bucket
 from dtrain.checkpoint import Checkpoint, load_newest, remove_old, save_checkpoint
-from dtrain.saver import LOWEST_PRIORITY, Saved, Saver
+from dtrain.saver import Saved, Saver
 from shard_tools.storage import LocalStorage
 
 from .conftest import fill
@@ -157,17 +157,13 @@ def test_an_urgent_one_that_comes_during_the_upload_leaves_the_local_one(tmp_pat
 
 
 def test_it_gives_way_to_the_steps_unless_it_is_urgent(tmp_path: Path) -> None:
-    niceness: list[int] = []
-    training = Training(
-        tmp_path / "run",
-        sync=lambda: niceness.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())),
-    )
+    policies: list[int] = []
+    training = Training(tmp_path / "run", sync=lambda: policies.append(os.sched_getscheduler(threading.get_native_id())))
     for urgent in (False, True):
         training.save(1, urgent=urgent)
         training.saved()
-    usual = os.getpriority(os.PRIO_PROCESS, 0)
-    assert niceness == [LOWEST_PRIORITY, usual]
-    assert usual < LOWEST_PRIORITY
+    assert policies == [os.SCHED_IDLE, os.sched_getscheduler(0)]
+    assert os.sched_getscheduler(0) != os.SCHED_IDLE
 
 
 def test_the_last_and_the_best_are_kept(tmp_path: Path) -> None:

@@ -158,7 +158,9 @@ def test_an_urgent_one_that_comes_during_the_upload_leaves_the_local_one(tmp_pat
 
 def test_it_gives_way_to_the_steps_unless_it_is_urgent(tmp_path: Path) -> None:
     policies: list[int] = []
-    training = Training(tmp_path / "run", sync=lambda: policies.append(os.sched_getscheduler(threading.get_native_id())))
+    training = Training(
+        tmp_path / "run", sync=lambda: policies.append(os.sched_getscheduler(threading.get_native_id()))
+    )
     for urgent in (False, True):
         training.save(1, urgent=urgent)
         training.saved()

@@ -16,7 +16,9 @@ from torch.optim import AdamW
 
 from bench.step import synchronize
 from bench.turns import Figures
-from dtrain.losses import depth_mask_loss
+from dtrain.checkpoint import Checkpoint
+from dtrain.config import LossConfig
+from dtrain.losses import Criterion
 from dtrain.model import DepthMaskNet
 from dtrain.optimizer import split_state
 from dtrain.saver import Saved, Saver
@@ -33,6 +35,7 @@ class Training:
         self._device = device
         self._module = DepthMaskNet(width).to(device)
         self._module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._criterion = Criterion(LossConfig())
         self._optimizer = AdamW(self._module.parameters(), 1e-3)
         self._images = torch.rand(batch, 6, size, size, device=device).to(memory_format=torch.channels_last)
         self._target = torch.rand(batch, 1, size, size, device=device)
@@ -43,7 +46,9 @@ class Training:
         """Seconds of one step."""
         began = time.perf_counter()
         prediction = self._module(self._images)
-        torch.autograd.backward(depth_mask_loss(prediction, self._target, self._target, scale=1.0).total)
+        image = self._images[:, 3:]
+        losses = self._criterion(prediction, depth=self._target, mask=self._target, image=image)
+        torch.autograd.backward(losses[0])
         self._optimizer.step()
         self._optimizer.zero_grad()
         synchronize(self._device)
@@ -54,9 +59,8 @@ class Training:
         """Seconds for which steps stand still to begin a save."""
         began = time.perf_counter()
         tensors, rest = split_state(self._optimizer.state_dict())
-        state = {"optimizer": rest}
-        weights = self._module.state_dict()
-        self.saver.save(self._steps, weights, tensors, state, at=uptime(), keep=(), urgent=urgent)
+        checkpoint = Checkpoint(self._module.state_dict(), tensors, {"optimizer": rest})
+        self.saver.save(self._steps, checkpoint, at=uptime(), keep=(), urgent=urgent)
         return time.perf_counter() - began
 
     def saved(self) -> Saved:

@@ -16,8 +16,9 @@ from bench.dataset import Workload
 from bench.fresh import call_fresh
 from bench.ours import Ours
 from bench.turns import Figures
+from dtrain.config import LossConfig
 from dtrain.data.loader import HostBatch, to_device
-from dtrain.losses import depth_mask_loss
+from dtrain.losses import Criterion
 from dtrain.model import DepthMaskNet
 
 READY = 4
@@ -130,6 +131,7 @@ def training_step(device: torch.device, width: float, size: int, precision: str)
     module = DepthMaskNet(width).to(device)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(module.parameters(), 1e-3)
+    criterion = Criterion(LossConfig())
 
     def autocast() -> AbstractContextManager[Any]:
         return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
@@ -137,7 +139,8 @@ def training_step(device: torch.device, width: float, size: int, precision: str)
     def step(batch: Any) -> None:
         with autocast():
             prediction = module(batch.images)
-        torch.autograd.backward(depth_mask_loss(prediction, batch.depth, batch.mask, scale=1.0).total)
+        losses = criterion(prediction, depth=batch.depth, mask=batch.mask, image=batch.images[:, 3:])
+        torch.autograd.backward(losses[0])
         optimizer.step()
         optimizer.zero_grad()
 

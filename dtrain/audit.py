@@ -59,6 +59,11 @@ class Part:
     """The steps before this one count; the others are done again by a later start."""
     order: EpochOrder
 
+    @property
+    def steps(self) -> int:
+        """Global batches in the epoch."""
+        return self.stage.steps_of(self.epoch)
+
     def __str__(self) -> str:
         return f"start {self.start.number}, stage {self.stage.number}, epoch {self.epoch}"
 
@@ -127,7 +132,7 @@ class Audit:
                 step = self._follow_epoch(part, rank, file)
                 if step > part.first:
                     reached[rank] = before + step
-            if start.global_step < before + stage.steps <= min(kept, *reached):
+            if start.global_step < before + part.steps <= min(kept, *reached):
                 self._require_once(part)
             if not any(file.line and file.line.start == start.number for file in files):
                 break
@@ -139,16 +144,16 @@ class Audit:
         step = part.first
         here = (part.start.number, part.stage.number, part.epoch)
         while (line := file.line) and line.epoch_of_start <= here:
-            if line.epoch_of_start == here and step <= line.step < part.stage.steps:
+            if line.epoch_of_start == here and step <= line.step < part.steps:
                 self._require_lines(part, file, range(step, line.step))
                 self._check(part, rank, file, line)
                 step = line.step + 1
             else:
-                self._problem(f"{file.place}: out of place; expected {part}, step {step} of {part.stage.steps}")
+                self._problem(f"{file.place}: out of place; expected {part}, step {step} of {part.steps}")
             file.advance()
         if file.line and file.line.start == part.start.number:
-            self._require_lines(part, file, range(step, part.stage.steps))
-            return part.stage.steps
+            self._require_lines(part, file, range(step, part.steps))
+            return part.steps
         return step
 
     def _check(self, part: Part, rank: int, file: RankFile, line: AuditLine) -> None:
@@ -206,10 +211,11 @@ class Audit:
             self._problem(f"{what}: {len(often)} sample(s) came more than once: {self._samples.names(often)}")
         if not known.all():
             self._problem(f"{what}: {(~known).sum()} sample(s) came that are not of the stage's {len(subset)}")
-        if times.sum() != len(subset) - len(subset) % part.stage.batch:
+        expected = part.steps * part.stage.batch
+        if times.sum() != expected:
             self._problem(
-                f"{what}: {times.sum()} samples came, expected {len(subset) - len(subset) % part.stage.batch} of "
-                f"{len(subset)} in batches of {part.stage.batch}"
+                f"{what}: {times.sum()} samples came, expected {expected} of {len(subset)} in batches of "
+                f"{part.stage.batch}"
             )
 
     def _require_lines(self, part: Part, file: RankFile, steps: range) -> None:
@@ -275,7 +281,7 @@ class Audit:
 def _position(plan: RunPlan, global_step: int) -> Position:
     """Where a run stands that has done `global_step` steps."""
     for stage in plan.stages:
-        if global_step < stage.steps * stage.epochs:
+        if global_step < stage.total_steps:
             return Position(stage.number, *divmod(global_step, stage.steps))
-        global_step -= stage.steps * stage.epochs
+        global_step -= stage.total_steps
     return plan.end

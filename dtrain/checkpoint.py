@@ -1,9 +1,9 @@
 """Checkpoint folders that are whole or not there. Knows bytes and files, nothing of models or processes.
 
-A checkpoint is CHECKPOINTS/step-00001234/ with model.safetensors, optimizer.safetensors, state.json and, written last,
-files.json, which lists every other file with its size and SHA-256. The folder is written under another name, synced,
-renamed, its parent synced, and read back, so a checkpoint with its final name was complete once; `load_newest` checks
-that it still is. All of it is data: nothing that is loaded is executed.
+A checkpoint is CHECKPOINTS/step-00001234/ with model.safetensors, optimizer.safetensors, state.json, average.safetensors
+where the run averages its weights, and, written last, files.json, which lists every other file with its size and SHA-256.
+The folder is written under another name, synced, renamed, its parent synced, and read back, so a checkpoint with its final
+name was complete once; `load_newest` checks that it still is. All of it is data: nothing that is loaded is executed.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from shard_tools.atomic import sync_directory
 from shard_tools.errors import UserError
 
 WEIGHTS, OPTIMIZER, STATE, FILES = "model.safetensors", "optimizer.safetensors", "state.json", "files.json"
+AVERAGE = "average.safetensors"
 
 _NAME = re.compile(r"step-(\d{8,})")
 
@@ -46,6 +47,8 @@ class Checkpoint:
     """The tensors of the optimizer's state."""
     state: dict[str, Any]
     """All else: position and identity of the run, the optimizer's numbers; JSON."""
+    average: dict[str, Tensor] = field(default_factory=dict)
+    """Averaged weights, where the run has such."""
 
 
 def checkpoint_name(global_step: int) -> str:
@@ -91,6 +94,8 @@ def save_checkpoint(
         OPTIMIZER: pieces(checkpoint.optimizer),
         STATE: [json.dumps(checkpoint.state, indent=1).encode()],
     }
+    if checkpoint.average:
+        contents[AVERAGE] = pieces(checkpoint.average)
     try:
         folder.mkdir(exist_ok=True)
         sync_directory(folder.parent)
@@ -176,6 +181,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         weights=_load(path / WEIGHTS, load_file),
         optimizer=_load(path / OPTIMIZER, load_file),
         state=_load(path / STATE, lambda file: json.loads(file.read_text())),
+        average=_load(path / AVERAGE, load_file) if (path / AVERAGE).exists() else {},
     )
 
 

@@ -21,10 +21,12 @@ from pydantic_core import PydanticCustomError
 from dtrain.best import CHOICES
 from dtrain.data.order import ORDER_VERSION
 from dtrain.interval import Interval, parse_interval
+from dtrain.loss_names import DEPTH_LOSSES, MASK_LOSSES, SMALLEST_SIDE
 from dtrain.sizes import SIZE_DIVISOR
 from shard_tools.errors import UserError
 
 _MISSING_KEY: LiteralString = "missing_key"
+_NO_ROOM: LiteralString = "no_room"
 
 
 class _Section(BaseModel):
@@ -114,15 +116,31 @@ class AugmentConfig(_Section):
 
 
 class ModelConfig(_Section):
-    """The network."""
+    """The network; `model: shrink` is short for its name."""
 
+    name: Literal["dense", "shrink"] = Field("dense", description="shrink: no decoder, predicts at 1/8 of the size")
     width: float = Field(1.0, ge=1 / 32, le=8, description="scales all inner channel counts")
 
 
 class LossConfig(_Section):
-    """scale · (MSE of depth + BCE of mask)."""
+    """scale · (sum of weight · term over both tasks)."""
 
     scale: float = Field(1.0, gt=0, description="the write-up's K")
+    depth: dict[str, float] = Field({"mse": 1.0}, description="weights of the terms for depth, by name")
+    mask: dict[str, float] = Field({"bce": 1.0}, description="the same for the mask")
+
+    @field_validator("depth", "mask")
+    @classmethod
+    def _names_terms(cls, value: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+        known = {"depth": DEPTH_LOSSES, "mask": MASK_LOSSES}[str(info.field_name)]
+        for name, weight in value.items():
+            if name not in known:
+                raise ValueError(f"{name} is no such loss; expected some of {', '.join(known)}")
+            if not weight > 0:
+                raise ValueError(f"expected a weight above 0 for {name}; leave a term out to switch it off")
+        if not value:
+            raise ValueError("expected at least one term, such as {mse: 1}")
+        return value
 
 
 class OptimizerConfig(_Section):
@@ -130,26 +148,58 @@ class OptimizerConfig(_Section):
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
     learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, description="of convolutions' weights; norms and biases have none")
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd; beta1 of adam and adamw")
+    clip_norm: float | None = Field(None, gt=0, description="longest gradient (L2 norm); a longer one is scaled down")
+    ema_half_life: int | None = Field(
+        None, ge=1, description="average the weights over about so many samples; evaluations use the average"
+    )
 
 
 class ScheduleConfig(_Section):
-    """The learning rate as a function of the samples seen in the whole run."""
+    """A factor on the learning rate as a function of the samples seen, whatever the number of processes."""
 
-    name: Literal["constant", "cosine"] = "cosine"
-    warmup_samples: int = Field(0, ge=0, description="linear rise from 0 over the first samples")
+    name: Literal["constant", "cosine", "one_cycle", "step"] = "cosine"
+    span: Literal["run", "stage"] = Field("run", description="what it stretches over; stage: anew in each stage")
+    warmup_samples: int = Field(0, ge=0, description="linear rise from 0 over the first samples; none with one_cycle")
+    peak: float = Field(0.3, gt=0, lt=1, description="of one_cycle: where in the span the learning rate is highest")
+    step_samples: int | None = Field(None, ge=1, description="of step: after each so many samples …")
+    step_factor: float = Field(0.1, gt=0, lt=1, description="… times this")
+
+    @model_validator(mode="after")
+    def _fits_its_name(self) -> "ScheduleConfig":
+        if self.name == "step" and self.step_samples is None:
+            raise PydanticCustomError(_MISSING_KEY, "step_samples")
+        if self.name == "one_cycle" and self.warmup_samples:
+            raise ValueError("one_cycle rises by itself; leave warmup_samples out, and set peak")
+        return self
 
 
 class StageConfig(_Section):
-    """A part of the run at one image size."""
+    """A part of the run at one image size. It takes `epochs` (1 by default), `steps` or `seen_samples`."""
 
     size: int = Field(ge=SIZE_DIVISOR, multiple_of=SIZE_DIVISOR, description="side of the images in pixels")
     batch: int = Field(ge=1, description="the global batch, whatever the number of processes")
-    epochs: int = Field(1, ge=1)
+    epochs: int | None = Field(None, ge=1, description="1, if none of these three is given")
+    steps: int | None = Field(None, ge=1, description="instead of epochs: global batches")
+    seen_samples: int | None = Field(None, ge=1, description="the same in samples, rounded up to whole batches")
     samples: int | None = Field(None, ge=1, description="train on the first N in packing order (default: all)")
     learning_rate: float | None = Field(None, gt=0, description="instead of the optimizer's")
+    loss_size: int | None = Field(
+        None, ge=SIZE_DIVISOR, multiple_of=SIZE_DIVISOR, description="predictions are interpolated to it for the loss"
+    )
+    optimizer_state: Literal["keep", "reset"] = Field("keep", description="what becomes of the last stage's")
     seed_offset: int = Field(0, ge=0, description="added to the seed for the order of this stage's samples")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_one_length(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        given = [name for name in ("epochs", "steps", "seen_samples") if values.get(name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are given; expected one of them")
+        return values if given else {**values, "epochs": 1}
 
 
 class CheckpointConfig(_Section):
@@ -193,7 +243,8 @@ class LogConfig(_Section):
     """What is written down on the way."""
 
     every_steps: int = Field(10, ge=1)
-    trackers: tuple[Literal["tensorboard"], ...] = ("tensorboard",)
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "aim", "clearml"], ...] = ("tensorboard",)
+    project: str = Field("dtrain", min_length=1, description="what wandb, mlflow, aim and clearml file the run under")
     audit: bool = Field(False, description="write the keys of every step to RUN/audit/rank-R.jsonl")
 
 
@@ -240,6 +291,7 @@ class Config(_Section):
     deterministic: bool = Field(False, description="the same bits on a GPU each time, where torch can; slower")
     max_nonfinite_steps: int = Field(10, ge=0, description="skipped steps in the whole run; one more stops it")
     seed: int = Field(0, ge=0, lt=2**32)
+    init_from: str | None = Field(None, description="run folder, checkpoint or .safetensors file to start weights from")
     hang: HangConfig = HangConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -265,6 +317,21 @@ class Config(_Section):
         if not value:
             raise ValueError("expected one stage or more")
         return value
+
+    @model_validator(mode="after")
+    def _losses_have_room(self) -> "Config":
+        reduction = SIZE_DIVISOR if self.model.name == "shrink" else 1
+        for number, stage in enumerate(self.stages):
+            side = stage.loss_size or stage.size // reduction
+            for name in {**self.loss.depth, **self.loss.mask}:
+                if side < (smallest := SMALLEST_SIDE.get(name, 1)):
+                    raise PydanticCustomError(
+                        _NO_ROOM,
+                        "stages.{number}.size: the loss {name} needs {smallest} pixels a side, but is taken at {side}; "
+                        "larger images, or a loss_size, give it room",
+                        {"number": number, "name": name, "smallest": smallest, "side": side},
+                    )
+        return self
 
     def to_yaml(self) -> str:
         """The resolved configuration with every key, readable by `load_config`."""
@@ -292,26 +359,52 @@ class Config(_Section):
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file and apply overrides such as ["--stages.0.size", "64", "--seed=1"].
 
+    A file may begin with `extends: OTHER.yaml`, and then says only what differs from that one.
+
     An override's value is plain text, from which the key takes its number, except for `null` and for what begins as
     a list, a mapping or a quoted text of YAML does.
     Raises UserError that names the file or option, the key, what was expected and what was given.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected a run configuration, for instance configs/demo.yaml") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    values = _parse_yaml(text, str(path))
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a mapping of keys to values, as in configs/demo.yaml")
+    values = _read_values(path)
     for key, value in _parse_overrides(overrides):
-        _set(values, key.split("."), value, f"--{key}")
+        path_of_key = ["model", "name"] if key == "model" and isinstance(value, str) else key.split(".")
+        _set(values, path_of_key, value, f"--{key}")
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         problems = "\n".join("  " + _explain(problem) for problem in error.errors())
         raise UserError(f"{path}: not a valid configuration:\n{problems}") from None
+
+
+def _read_values(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """What a file says, on top of the one that it `extends`, if any."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        by = f", which {extended_by[-1]} extends" if extended_by else ", for instance configs/demo.yaml"
+        raise UserError(f"{path}: no such file; expected a run configuration{by}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    values = _parse_yaml(text, str(path))
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a mapping of keys to values, as in configs/demo.yaml")
+    if isinstance(values.get("model"), str):
+        values["model"] = {"name": values["model"]}
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise UserError(f"{path}: extends: expected the path of another configuration, from this file's folder")
+    if (path.parent / base).resolve() in [each.resolve() for each in (*extended_by, path)]:
+        raise UserError(f"{path}: extends: {base} extends this file in turn")
+    return _merge(_read_values(path.parent / base, (*extended_by, path)), values)
+
+
+def _merge(base: Any, values: Any) -> Any:
+    """`values` on top of `base`: sections key by key, all else as a whole."""
+    if isinstance(base, dict) and isinstance(values, dict):
+        return {**base, **{key: _merge(base.get(key), value) for key, value in values.items()}}
+    return values
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
@@ -402,6 +495,8 @@ def _explain(problem: Any) -> str:
         return f"{key}: unknown key; {hint}"
     if problem["type"] == _MISSING_KEY:
         return f"{key}.{problem['msg']}: is missing"
+    if problem["type"] == _NO_ROOM:
+        return str(problem["msg"])
     if problem["type"] == "missing":
         return f"{key}: is missing"
     message = _MESSAGES.get(problem["type"], problem["msg"].removeprefix("Value error, "))

@@ -11,7 +11,8 @@ from PIL import Image
 
 from dtrain.run_folder import RunFolder
 
-TRAIN_FIGURES = ("loss", "depth_mse", "mask_bce", "learning_rate")
+PLACE = ("kind", "stage", "epoch", "step", "global_step", "samples", "size")
+"""Keys of a line of metrics.jsonl that say where it belongs; the others of a training step's are its figures."""
 
 
 class Curves:
@@ -98,7 +99,8 @@ class Curves:
 
     def _add_line(self, line: Mapping[str, Any]) -> None:
         if line["kind"] == "train":
-            self.add("train", {name: line[name] for name in TRAIN_FIGURES}, line["global_step"])
+            figures = {name: value for name, value in line.items() if name not in PLACE}
+            self.add("train", figures, line["global_step"])
         elif line["kind"] == "evaluate":
             self.add("test", line["metrics"], line["global_step"])
 

@@ -5,7 +5,7 @@ The main process writes; the others only take part in the averages. Nothing here
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,12 +14,13 @@ from PIL import Image
 
 from dtrain.audit_log import AuditLog
 from dtrain.config import Config
-from dtrain.curves import TRAIN_FIGURES, Curves
+from dtrain.curves import Curves
 from dtrain.data.dataset import Dataset
 from dtrain.data.loader import BadSample
 from dtrain.data.order import Position, cut, lane_count
 from dtrain.devices import is_lost_process
 from dtrain.evaluator import Evaluation
+from dtrain.metric_names import metric_name
 from dtrain.plan import RunPlan, StagePlan
 from dtrain.resume import Start
 from dtrain.run_folder import RunFolder, State
@@ -108,7 +109,7 @@ class Journal:
         )
         self._say(
             f"stage {stage.number}: {stage.size}×{stage.size}, global batch {stage.batch} = {processes} process(es) × "
-            f"{' or '.join(map(str, shares))}{micro}, {stage.epochs} epoch(s) of {stage.steps} steps{dropped}"
+            f"{' or '.join(map(str, shares))}{micro}, {_length(stage)}{dropped}"
         )
 
     def consumed(self, position: Position, keys: Sequence[str], bad: Sequence[BadSample]) -> None:
@@ -126,18 +127,18 @@ class Journal:
         if self._first_step_began is None:
             self._first_step_began = uptime()
 
-    def step_done(self, stage: StagePlan, position: Position, *, learning_rate: float, losses: Sequence[float]) -> None:
-        """Note a step that ends at `position`; `losses` are (total, depth_mse, mask_bce) over the global batch."""
+    def step_done(self, stage: StagePlan, position: Position, figures: Mapping[str, float]) -> None:
+        """Note a step that ends at `position`; `figures` are over the global batch, the loss first, then its terms."""
         if not self._progress:
             return
         global_step = self._plan.steps_before(position)
         self._speed_samples += stage.batch
         if global_step % self._config.log.every_steps == 0:
-            self._log_step(stage, position, global_step, learning_rate, losses)
+            self._log_step(stage, position, global_step, figures)
         self._step_counted(stage, global_step)
 
     def step_skipped(
-        self, stage: StagePlan, position: Position, count: int, losses: Sequence[float], keys: Sequence[object]
+        self, stage: StagePlan, position: Position, count: int, figures: Mapping[str, float], keys: Sequence[object]
     ) -> None:
         """Note a step that ends at `position` and changed nothing, because its loss or gradient was not finite.
 
@@ -146,13 +147,13 @@ class Journal:
         if not self._progress:
             return
         global_step = self._plan.steps_before(position)
-        figures = {name: repr(value) for name, value in zip(TRAIN_FIGURES, losses, strict=False)}
-        self._run.add_metrics({"kind": "skipped", **self._place(stage, position), **figures})
-        self._run.add_event("nonfinite", global_step, count=count, **figures)
-        self._run.write_nonfinite(global_step, {**self._place(stage, position), **figures, "keys_by_process": keys})
+        shown = {name: repr(value) for name, value in figures.items()}
+        self._run.add_metrics({"kind": "skipped", **self._place(stage, position), **shown})
+        self._run.add_event("nonfinite", global_step, count=count, **shown)
+        self._run.write_nonfinite(global_step, {**self._place(stage, position), **shown, "keys_by_process": keys})
         self._say(
-            f"WARNING: step {global_step} is skipped: its loss ({losses[0]}) or gradient is not finite; its samples "
-            f"are in {self._run.nonfinite}"
+            f"WARNING: step {global_step} is skipped: its loss ({figures['loss']}) or gradient is not finite; its "
+            f"samples are in {self._run.nonfinite}"
         )
         self._step_counted(stage, global_step)
 
@@ -163,6 +164,11 @@ class Journal:
             self._run.add_event("first_step", global_step, began=round(self._first_step_began, 3))
         self._progress.advance(stage.batch, work=stage.batch * stage.size**2)
         self._log_speed(global_step)
+
+    def profiled(self, table: str) -> None:
+        """Say where the time of a stage's steps goes, if that was measured."""
+        if table:
+            self._say(f"{table}\n  in {self._run.profile}")
 
     def left_out(self, position: Position, bad: Sequence[BadSample]) -> None:
         """Note samples that this process left out of an evaluation."""
@@ -338,21 +344,19 @@ class Journal:
         about = f" (about {start.repeated_seconds:.0f} s)" if start.repeated_seconds >= 1 else ""
         self._say(
             f"resumes from {start.checkpoint.name}: stage {position.stage}, epoch {position.epoch}, "
-            f"step {position.step} of {stage.steps} (global step {global_step} of {self._plan.total_steps}); "
+            f"step {position.step} of {stage.steps_of(position.epoch)} "
+            f"(global step {global_step} of {self._plan.total_steps}); "
             f"{start.repeated_steps} logged steps are done again{about}; "
             f"written by {written['processes']} process(es), now {details['processes']}, on {written['host']} "
             f"({written['device']}, torch {written['torch']})"
         )
 
-    def _log_step(
-        self, stage: StagePlan, position: Position, global_step: int, learning_rate: float, losses: Sequence[float]
-    ) -> None:
-        loss, depth_mse, mask_bce = losses
-        line = dict(zip(TRAIN_FIGURES, (loss, depth_mse, mask_bce, learning_rate), strict=True))
-        self._run.add_metrics({"kind": "train", **self._place(stage, position), **line})
+    def _log_step(self, stage: StagePlan, position: Position, global_step: int, figures: Mapping[str, float]) -> None:
+        self._run.add_metrics({"kind": "train", **self._place(stage, position), **figures})
         if self._curves:
-            self._curves.add("train", line, global_step)
-        self._show({"loss": f"{loss:.4f}", "depth MSE": f"{depth_mse:.4f}", "mask BCE": f"{mask_bce:.4f}"})
+            self._curves.add("train", figures, global_step)
+        losses = {name: value for name, value in figures.items() if name not in ("learning_rate", "gradient_norm")}
+        self._show({_in_a_line(metric_name(name).title): f"{value:.4f}" for name, value in losses.items()})
 
     def _place(self, stage: StagePlan, position: Position) -> dict[str, int]:
         """Where a line of metrics.jsonl belongs."""
@@ -425,6 +429,17 @@ class Journal:
             self._curves.mend()
         if self._progress:
             self._progress.close()
+
+
+def _length(stage: StagePlan) -> str:
+    if stage.total_steps < stage.epochs * stage.steps:
+        return f"{stage.total_steps} steps ({stage.total_steps / stage.steps:.3g} epochs of {stage.steps})"
+    return f"{stage.epochs} epoch(s) of {stage.steps} steps"
+
+
+def _in_a_line(title: str) -> str:
+    """A title such as "Depth MSE" as it stands within a line."""
+    return title[0].lower() + title[1:]
 
 
 def stands_still(run: RunFolder, rank: int, message: str, step: int) -> None:

@@ -2,8 +2,9 @@
 
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -39,11 +40,13 @@ class Keeper:
         vote: Vote,
         digest: str,
         newest: int | None,
+        stage_ends: Collection[int],
         progress: Callable[[], None],
     ) -> None:
         """`digest` is that of the data set; `newest` the step of the checkpoint that the run goes on from.
 
-        `progress` is called where this waits for long.
+        Those of the steps `stage_ends` are never removed: from each of them the run can be begun again. `progress` is
+        called where this waits for long.
         """
         self._config = config.checkpoint
         self._accelerator = accelerator
@@ -63,6 +66,7 @@ class Keeper:
         self._held_up: dict[int, float] = {}
         self._error = self._copy_error = ""
         self._newest = newest
+        self._stage_ends = frozenset(stage_ends)
         self._progress = progress
         self._best = run.evaluations(self._config.best_metric) if self._config.keep_best else {}
 
@@ -111,7 +115,8 @@ class Keeper:
         evaluated = {step: figure for step, figure in self._best.items() if step in there}
         best = best_steps(evaluated, self._config.best_metric, self._config.keep_best)
         self._timer.began(time.monotonic())
-        self._saver.save(global_step, checkpoint.weights, checkpoint.optimizer, state, at=at, keep=best, urgent=urgent)
+        keep = {*best, *self._stage_ends}
+        self._saver.save(global_step, replace(checkpoint, state=state), at=at, keep=keep, urgent=urgent)
         self._newest = global_step
         self._held_up[global_step] = uptime() - at
         self._look()

@@ -5,11 +5,13 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
+from dtrain.average import Average
 from dtrain.checkpoint import Checkpoint
 from dtrain.config import Config
-from dtrain.devices import settle_gradient_buckets
-from dtrain.model import DepthMaskNet
-from dtrain.optimizer import join_state, make_optimizer, split_state
+from dtrain.devices import on_main_process, settle_gradient_buckets
+from dtrain.init_from import init_weights
+from dtrain.networks import make_network
+from dtrain.optimizer import join_state, make_optimizer, parameters_of, split_state
 from dtrain.update import Update
 from shard_tools.errors import UserError
 
@@ -21,7 +23,7 @@ class Learner:
         """Build everything as the configuration says; `checkpoint` is one of the same network and optimizer."""
         self._accelerator = accelerator
         set_seed(config.seed)
-        module: nn.Module = DepthMaskNet(config.model.width)
+        module = make_network(config.model)
         if config.sync_batch_norm:
             if accelerator.device.type == "cpu":
                 raise UserError("sync_batch_norm: torch's works on GPUs only, and there is none here; leave it false")
@@ -30,15 +32,32 @@ class Learner:
         self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if checkpoint:
             self.module.load_state_dict(checkpoint.weights)
-        optimizer = make_optimizer(config.optimizer, self.module.parameters())
+        elif config.init_from is not None:
+            place = config.init_from  # DDP hands on what the main process has
+            on_main_process(accelerator, lambda: init_weights(self.module, place))
+        optimizer = make_optimizer(config.optimizer, self.module)
         self.model, self.optimizer = accelerator.prepare(self.module, optimizer)
         if checkpoint:
             rest = checkpoint.state["optimizer"]
-            self.optimizer.load_state_dict(join_state(checkpoint.optimizer, rest, self.module.parameters()))
+            self.optimizer.load_state_dict(join_state(checkpoint.optimizer, rest, parameters_of(optimizer)))
             if accelerator.scaler is not None:
                 accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
         settle_gradient_buckets(self.model, accelerator.device)
-        self.update = Update(accelerator, self.module, self.optimizer)
+        self.average = None
+        if config.optimizer.ema_half_life:
+            self.average = Average(self.module, config.optimizer.ema_half_life)
+            if checkpoint and checkpoint.average:
+                self.average.load(checkpoint.average, checkpoint.state["average"])
+        self.update = Update(accelerator, self.module, self.optimizer, config.optimizer.clip_norm)
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network that evaluations look at: the average of its weights where there is one."""
+        return self.average.module if self.average else self.module
+
+    def forget_optimizer_state(self) -> None:
+        """As if no step had been made; the weights stay."""
+        self.optimizer.state.clear()
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """For the next update."""
@@ -51,4 +70,7 @@ class Learner:
         tensors, rest = split_state(self.optimizer.state_dict())
         state = {"optimizer": rest, "scaler": scaler.state_dict() if scaler is not None else None}
         weights: dict[str, Tensor] = self.module.state_dict()
-        return Checkpoint(weights, tensors, state)
+        if self.average is None:
+            return Checkpoint(weights, tensors, state)
+        state["average"] = self.average.state()
+        return Checkpoint(weights, tensors, state, self.average.module.state_dict())

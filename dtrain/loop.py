@@ -5,10 +5,9 @@ import sys
 import time
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import closing, nullcontext, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from dtrain.config import Config
 from dtrain.data.augment import augment, draw
 from dtrain.data.dataset import Dataset, open_dataset
 from dtrain.data.loader import BadSample, BatchSource, HostBatch, blank_batch, to_device
+from dtrain.data.order import Position
 from dtrain.data.workers import GaveUpError
 from dtrain.devices import (
     ProcessError,
@@ -33,8 +33,10 @@ from dtrain.evaluator import Evaluation, Evaluator
 from dtrain.journal import Journal, stands_still
 from dtrain.keeper import Keeper
 from dtrain.learner import Learner
-from dtrain.losses import depth_mask_loss
-from dtrain.plan import RunPlan, StagePlan, learning_rate_factor, plan_run
+from dtrain.losses import Criterion
+from dtrain.plan import RunPlan, StagePlan, plan_run
+from dtrain.profiler import Profiler
+from dtrain.resize import resize, resize_prediction
 from dtrain.resume import Start, open_run
 from dtrain.run_folder import RunFolder
 from dtrain.stop_request import StopRequest
@@ -50,18 +52,23 @@ def train(
     *,
     fresh: bool = False,
     overwrite: bool = False,
+    from_stage: int | None = None,
     accept: Collection[str] = (),
+    profile: bool = False,
 ) -> None:
     """Begin or go on with the run that `config` names, until it is done or told to stop.
 
     To be called by every process that the launcher started. Returns after a signal, too: status.json says which.
-    `accept` are the keys of the configuration that may differ from what the run was begun with.
+    `accept` are the keys of the configuration that may differ from what the run was begun with. `from_stage` goes back
+    to where that stage begins. `profile` writes where the time of some steps goes.
     Raises UserError for what the user can mend.
     """
     request = request or StopRequest()
-    if fresh and _was_restarted():
-        fresh = False
-        print("--fresh: the launcher has started this again, so the run goes on", file=sys.stderr, flush=True)
+    if (fresh or from_stage is not None) and _was_restarted():
+        option = "--fresh" if fresh else "--from-stage"
+        fresh, from_stage = False, None
+        print(f"{option}: the launcher has started this again, so the run goes on", file=sys.stderr, flush=True)
+    opens = partial(open_run, fresh=fresh, overwrite=overwrite, from_stage=from_stage, accept=accept)
     run = RunFolder(config.run)
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     watchdog = Watchdog(rank, world_size, request, config.hang.leave_seconds, partial(stands_still, run, rank))
@@ -72,7 +79,7 @@ def train(
         try:
             with closing(_open_together(config, vote)) as dataset:
                 bucket = Bucket(open_storage(config.checkpoint.url)) if config.checkpoint.url else None
-                _train(config, accelerator, run, dataset, bucket, vote, request, watchdog, fresh, overwrite, accept)
+                _train(config, accelerator, run, dataset, bucket, vote, request, watchdog, opens, profile)
         finally:
             with suppress(OSError):  # the trackers' files, on a full disk
                 accelerator.end_training()
@@ -95,9 +102,8 @@ def _train(
     vote: Vote,
     request: StopRequest,
     watchdog: Watchdog,
-    fresh: bool,
-    overwrite: bool,
-    accept: Collection[str],
+    opens: Callable[..., Start],
+    profile: bool,
 ) -> None:
     lengths = dataset.lengths(config.data.train_split)
     plan = plan_run(config, lengths, rank=accelerator.process_index, world_size=accelerator.num_processes)
@@ -105,17 +111,7 @@ def _train(
     loaded: list[Checkpoint] = []
     start = on_main_process(
         accelerator,
-        lambda: open_run(
-            run,
-            config,
-            plan,
-            dataset.digest,
-            fresh=fresh,
-            overwrite=overwrite,
-            accept=accept,
-            bucket=bucket,
-            on_load=loaded.append,
-        ),
+        lambda: opens(run, config, plan, dataset.digest, bucket=bucket, on_load=loaded.append),
     )
     if start.finished:
         accelerator.print(f"{run.path} is done: {start.state['global_step']} steps; --fresh starts it anew.")
@@ -134,9 +130,15 @@ def _train(
         vote,
         dataset.digest,
         start.state.get("global_step"),
+        plan.stage_ends().values(),
         lambda: watchdog.progress(plan.total_steps, "waiting for room to save"),
     )
-    trainer = Trainer(config, accelerator, dataset, plan, learner, keeper, journal, vote, watchdog, evaluator, start)
+    profiler = Profiler(
+        run.profile if profile and accelerator.is_main_process else None, accelerator.device, config.loss
+    )
+    trainer = Trainer(
+        *(config, accelerator, dataset, plan, learner, keeper, journal, vote, watchdog, evaluator, profiler), start
+    )
     collector.work()
     try:
         ended = trainer.train()
@@ -204,6 +206,7 @@ class Trainer:
         vote: Vote,
         watchdog: Watchdog,
         evaluator: Evaluator,
+        profiler: Profiler,
         start: Start,
     ) -> None:
         """`learner` stands where `start` says."""
@@ -217,6 +220,8 @@ class Trainer:
         self._vote = vote
         self._watchdog = watchdog
         self._evaluator = evaluator
+        self._profiler = profiler
+        self._criterion = Criterion(config.loss)
         self._loader: BatchSource | None = None
         self.position = start.position
         self._bad_before: int = start.state.get("bad_samples", 0)
@@ -239,9 +244,12 @@ class Trainer:
         while self.position.stage < len(self._plan.stages):
             stage = self._plan.stages[self.position.stage]
             self._journal.stage_begins(stage)
+            self._profiler.stage_begins(stage)
             self._watchdog.allow(self._longest(self._config.hang.first_step_seconds))
+            if stage.resets_optimizer and self.position == Position(stage.number, 0, 0):
+                self._learner.forget_optimizer_state()
             self._loader = self._dataset.loader(
-                self._config.data.train_split, size=stage.size, device=self._accelerator.device
+                self._config.data.train_split, size=stage.decoded_size, device=self._accelerator.device
             )
             while self.position.epoch < stage.epochs:
                 if not self._train_epoch(stage):
@@ -252,6 +260,7 @@ class Trainer:
                     return False
                 self.position = self.position.next_epoch()
             self._loader.close()
+            self._journal.profiled(self._profiler.write())
             self.position = self.position.next_stage()
         return True
 
@@ -279,12 +288,15 @@ class Trainer:
     def _train_epoch(self, stage: StagePlan) -> bool:
         """Steps to the end of the epoch; False if all processes agreed to stop after one of them."""
         with closing(self._batches(stage)) as batches:
-            while self.position.step < stage.steps:
-                agreement = self._step(stage, batches)
+            while self.position.step < stage.steps_of(self.position.epoch):
+                with self._profiler.step():
+                    agreement = self._step(stage, batches)
+                if self._profiler.complete:
+                    self._journal.profiled(self._profiler.write())
                 self._count(agreement)
                 if agreement.stop:
                     return False
-                if agreement.save and self.position.step < stage.steps:
+                if agreement.save and self.position.step < stage.steps_of(self.position.epoch):
                     self._save()
         return True
 
@@ -295,9 +307,7 @@ class Trainer:
         """
         number = self.global_step + 1
         self._watchdog.progress(number, "waiting for data")
-        samples = self._plan.samples_before(self.position)
-        factor = learning_rate_factor(self._config.schedule, samples, self._plan.total_samples)
-        learning_rate = stage.learning_rate * factor
+        learning_rate = self._plan.learning_rate(self._config.schedule, self.position)
         self._learner.set_learning_rate(learning_rate)
         self._learner.update.begin()
 
@@ -315,11 +325,13 @@ class Trainer:
                 self._cast(number, keys, bad)
             with nullcontext() if last else self._accelerator.no_sync(self._learner.model):
                 weight = stage.weight(len(rows), self._accelerator.num_processes) if host_batch else 0.0
-                weighted = weight * self._losses(host_batch or blank_batch(len(rows), stage.size), stage)
-                self._accelerator.backward(weighted[0])
+                weighted = weight * self._losses(host_batch or blank_batch(len(rows), stage.decoded_size), stage)
+                with self._profiler.phase("backward"):
+                    self._accelerator.backward(weighted[0])
             losses.append(weighted.detach())
         try:
-            agreement = self._vote.read()
+            with self._profiler.phase("agreement"):
+                agreement = self._vote.read()
         except AgreedError:
             self._learner.update.drop()
             raise
@@ -327,13 +339,17 @@ class Trainer:
             self._learner.update.drop()
             self._bad_here -= len(bad)
             return agreement
-        figures, finite = self._learner.update.apply(losses)
+        with self._profiler.phase("update"):
+            applied = self._learner.update.apply(losses)
+            if applied.changed and self._learner.average:
+                self._learner.average.take(self._learner.module, stage.batch)
         self.position = self.position.next_step()
         self._watchdog.allow(self._longest(self._config.hang.step_seconds))
-        if finite:
-            self._note(
-                lambda: self._journal.step_done(stage, self.position, learning_rate=learning_rate, losses=figures)
-            )
+        figures = dict(zip(self._criterion.names, applied.losses, strict=True)) | {"learning_rate": learning_rate}
+        if applied.gradient_norm is not None:
+            figures["gradient_norm"] = applied.gradient_norm
+        if applied.finite:
+            self._note(lambda: self._journal.step_done(stage, self.position, figures))
         else:
             self._skipped(stage, figures, keys)
         return agreement
@@ -344,7 +360,8 @@ class Trainer:
             return None
         asked = time.perf_counter()
         try:
-            batch = next(batches)
+            with self._profiler.phase("waiting for data"):
+                batch = next(batches)
         except GaveUpError:
             self._absent = True
             return None
@@ -381,7 +398,7 @@ class Trainer:
                 "from whole files, or allow more"
             )
 
-    def _skipped(self, stage: StagePlan, figures: list[float], keys: list[str]) -> None:
+    def _skipped(self, stage: StagePlan, figures: dict[str, float], keys: list[str]) -> None:
         """Note a step that changed nothing; AgreedError on all when there were too many."""
         self._nonfinite += 1
         all_keys = self._vote.gather(keys)
@@ -395,16 +412,29 @@ class Trainer:
             )
 
     def _losses(self, host_batch: HostBatch, stage: StagePlan) -> Tensor:
-        """Means over a micro-batch, in the order of `Losses`, shape (3,)."""
-        batch = to_device(host_batch, self._accelerator.device, stage.size)
-        if self._config.augment.enabled:
-            drawn = draw(
-                self._config.augment, batch.keys, seed=stage.seed, stage=stage.number, epoch=self.position.epoch
-            )
-            batch = augment(batch, drawn)
-        return torch.stack(
-            depth_mask_loss(self._learner.model(batch.images), batch.depth, batch.mask, scale=self._config.loss.scale)
-        )
+        """Means over a micro-batch, in the order of the criterion's names.
+
+        They are taken at the size of the prediction, to which truth is brought, or at the stage's `loss_size`.
+        """
+        with self._profiler.phase("to the device"):
+            batch = to_device(host_batch, self._accelerator.device, stage.decoded_size)
+            if self._config.augment.enabled:
+                drawn = draw(
+                    self._config.augment, batch.keys, seed=stage.seed, stage=stage.number, epoch=self.position.epoch
+                )
+                batch = augment(batch, drawn)
+        with self._profiler.phase("network"):
+            prediction = self._learner.model(resize(batch.images, (stage.size, stage.size)))
+        with self._profiler.phase("losses"):
+            if stage.loss_size is not None:
+                prediction = resize_prediction(prediction, (stage.loss_size, stage.loss_size))
+            truth = {
+                "depth": resize(batch.depth, prediction.size),
+                "mask": resize(batch.mask, prediction.size),
+                "image": resize(batch.images[:, 3:], prediction.size),
+            }
+            self._profiler.each_loss(prediction, **truth)
+            return self._criterion(prediction, **truth)
 
     def _batches(self, stage: StagePlan) -> Generator[HostBatch]:
         """This process's micro-batches from the current position to the end of the epoch."""
@@ -420,7 +450,7 @@ class Trainer:
     def _evaluate(self, stage: StagePlan) -> bool:
         """Figures and panel at the end of an epoch; False if a signal came in between."""
         began = time.perf_counter()
-        module = self._learner.module
+        module = self._learner.judged
         broadcast_buffers(module)
         evaluation = self._evaluator.figures(
             module,
@@ -438,7 +468,7 @@ class Trainer:
 
     def _evaluated(self, stage: StagePlan, evaluation: Evaluation, began: float) -> None:
         """On the main process: draw the panel, and note the evaluation."""
-        panel = self._evaluator.panel(self._learner.module, stage.size)
+        panel = self._evaluator.panel(self._learner.judged, stage.size)
         seconds = time.perf_counter() - began
         self._journal.evaluated(stage, self.position, evaluation, panel, seconds=seconds)
 
@@ -456,7 +486,7 @@ class Trainer:
             "bad_samples": self._bad_samples,
             "nonfinite_steps": self._nonfinite,
         }
-        return Checkpoint(checkpoint.weights, checkpoint.optimizer, state)
+        return replace(checkpoint, state=state)
 
     def _longest(self, seconds: float) -> float:
         """How long to stand still at most: waiting for data may take its own time."""

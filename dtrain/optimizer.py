@@ -10,20 +10,31 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from dtrain.config import OptimizerConfig
 
 
-def make_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """An optimizer over `parameters`; the learning rate is set anew before every step."""
-    parameters = list(parameters)
+def make_optimizer(config: OptimizerConfig, module: nn.Module) -> Optimizer:
+    """An optimizer over the parameters of `module`, fused on a GPU; the learning rate is set anew before every step.
+
+    Weights with two axes or more decay; those with one (biases, and scales of normalisation) don't. What is smaller
+    because its unit is arbitrary should not be pulled to zero.
+    """
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in module.parameters() if parameter.ndim > 1]},
+        {"params": [parameter for parameter in module.parameters() if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+    rest: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if next(module.parameters()).is_cuda:
+        rest["fused"] = True
     match config.name:
         case "adamw":
-            return AdamW(
-                parameters, config.learning_rate, betas=(config.momentum, 0.999), weight_decay=config.weight_decay
-            )
+            return AdamW(groups, betas=(config.momentum, 0.999), **rest)
         case "adam":
-            return Adam(
-                parameters, config.learning_rate, betas=(config.momentum, 0.999), weight_decay=config.weight_decay
-            )
+            return Adam(groups, betas=(config.momentum, 0.999), **rest)
         case "sgd":
-            return SGD(parameters, config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay)
+            return SGD(groups, momentum=config.momentum, **rest)
+
+
+def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    """All parameters in the order in which the optimizer's state counts them."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def split_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:

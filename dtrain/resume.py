@@ -62,6 +62,7 @@ def open_run(
     *,
     fresh: bool = False,
     overwrite: bool = False,
+    from_stage: int | None = None,
     accept: Collection[str] = (),
     bucket: Bucket | None = None,
     on_load: Callable[[Checkpoint], None] = lambda checkpoint: None,
@@ -69,7 +70,8 @@ def open_run(
     """Lock the run folder and decide; a new run gets its config.yaml, an old one forgets what its checkpoint has not.
 
     `digest` is that of the data set; `accept` are keys that may differ from those the run was begun with. `on_load` is
-    given the checkpoint that was loaded.
+    given the checkpoint that was loaded. With `from_stage` the run goes back to where that stage begins, and may have
+    other stages from there on.
     Raises UserError if the folder is in use, if the run was begun with another configuration or data set, if all of
     its checkpoints are damaged, or if `fresh` would throw a finished run away without `overwrite`.
     """
@@ -77,6 +79,9 @@ def open_run(
     finished = run.read_status().get("state") == "done"
     if fresh:
         _forget(run, bucket, finished=finished, overwrite=overwrite)
+    if from_stage is not None:
+        _go_back(run, bucket, plan, from_stage)
+        finished = False
     path, checkpoint, passed_over = _newest(run, bucket)
     run.event_lines.end_torn_line()
     if checkpoint is None and not all(name.startswith(".") for name, _ in passed_over):
@@ -88,7 +93,7 @@ def open_run(
         return Start(number=run.count_starts(), passed_over=tuple(passed_over))
     state = checkpoint.state
     position = Position(**state["position"])
-    changed = _accepted_changes(run, state, config, digest, accept)
+    changed = _accepted_changes(run, state, config, digest, accept, from_stage)
     if not plan.holds(position) or plan.steps_before(position) != state["global_step"]:
         raise UserError(
             f"{run.path}: stands at stage {position.stage}, epoch {position.epoch}, step {position.step}, which the "
@@ -130,6 +135,32 @@ def _forget(run: RunFolder, bucket: Bucket | None, *, finished: bool, overwrite:
         assert bucket is not None
         bucket.remove(step)
     run.clear()
+
+
+def _go_back(run: RunFolder, bucket: Bucket | None, plan: RunPlan, stage: int) -> None:
+    """Let the checkpoint at the end of the stage before `stage` be the newest one."""
+    ends = plan.stage_ends()
+    if stage not in range(len(plan.stages)):
+        raise UserError(f"--from-stage {stage}: there are {len(plan.stages)} stages, counted from 0")
+    if stage == 0:
+        raise UserError("--from-stage 0: that is the whole run; --fresh begins it anew")
+    step = ends[stage - 1]
+    here = [step_of(path.name) for path in list_checkpoints(run.checkpoints)]
+    there = bucket.steps() if bucket else []
+    if step not in {*here, *there}:
+        raise UserError(
+            f"{run.checkpoints}: has no {checkpoint_name(step)}, with which stage {stage - 1} ends; "
+            f"there are: {', '.join(map(checkpoint_name, sorted({*here, *there}))) or 'none'}"
+        )
+    for later in sorted({*here, *there}, reverse=True):
+        if later > step:
+            if bucket and later in there:
+                bucket.remove(later)
+            shutil.rmtree(run.checkpoints / checkpoint_name(later), ignore_errors=True)
+    for panel in run.panels.glob("step-*.png"):
+        if panel.stem > checkpoint_name(step):
+            panel.unlink(missing_ok=True)
+    run.forget_results()
 
 
 def _newest(run: RunFolder, bucket: Bucket | None) -> tuple[Path | None, Checkpoint | None, list[tuple[str, str]]]:
@@ -195,13 +226,22 @@ def _write_config(run: RunFolder, config: Config) -> None:
 
 
 def _accepted_changes(
-    run: RunFolder, state: dict[str, Any], config: Config, digest: str, accept: Collection[str]
+    run: RunFolder,
+    state: dict[str, Any],
+    config: Config,
+    digest: str,
+    accept: Collection[str],
+    from_stage: int | None,
 ) -> list[str]:
-    """Lines that say what differs; UserError if any of it is not accepted."""
+    """Lines that say what differs; UserError if any of it is not accepted. Stages from `from_stage` on may."""
     found = differences(state["identity"], config.identity())
     if state["manifest"] != digest:
         found[DATA] = f"{DATA}: {config.data.manifest} lists other samples than the run was begun with"
-    refused = {key: line for key, line in found.items() if key not in accept or key.startswith(FIXED)}
+    refused = {
+        key: line
+        for key, line in found.items()
+        if key.startswith(FIXED) or not (key in accept or (from_stage is not None and _stage_of(key) >= from_stage))
+    }
     if refused:
         lines = "\n".join(f"  {line}" for line in refused.values())
         meant = [key for key in refused if not key.startswith(FIXED)]
@@ -211,6 +251,12 @@ def _accepted_changes(
             f"Go on with the old one, choose another folder with --run, start anew with --fresh{or_accept}."
         )
     return list(found.values())
+
+
+def _stage_of(key: str) -> int:
+    """The stage that a key of the identity belongs to; -1 if it belongs to none."""
+    section, _, rest = key.partition(".")
+    return int(rest.partition(".")[0]) if section == "stages" else -1
 
 
 def _last_logged_step(metrics: Path, begin: int) -> int:

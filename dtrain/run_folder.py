@@ -42,17 +42,21 @@ class RunFolder:
         self.events = path / "events.jsonl"
         self.evaluation = path / "evaluation.json"
         self.evaluation_picture = path / "evaluation.png"
+        self.worst_picture = path / "evaluation_worst.png"
+        self.best_picture = path / "evaluation_best.png"
         self.report = path / "report.html"
         self.nonfinite = path / "nonfinite"
         self.checkpoints = path / "checkpoints"
         self.panels = path / "panels"
         self.audit = path / "audit"
+        self.profile = path / "profile"
         self.tensorboard = path / "tensorboard"
-        self._folders = (self.checkpoints, self.panels, self.audit, self.tensorboard, self.nonfinite)
-        self._files = (
-            *(self.config, self.status, self.metrics, self.events),
-            *(self.evaluation, self.evaluation_picture, self.report),
+        self._folders = (self.checkpoints, self.panels, self.audit, self.profile, self.tensorboard, self.nonfinite)
+        self._results = (
+            *(self.evaluation, self.evaluation_picture, self.worst_picture, self.best_picture),
+            self.report,
         )
+        self._files = (self.config, self.status, self.metrics, self.events, *self._results)
         self.metrics_lines = Lines(self.metrics)
         self.event_lines = Lines(self.events)
         self._lock: int | None = None
@@ -127,6 +131,11 @@ class RunFolder:
         for path in self._files:
             if path not in but:
                 path.unlink(missing_ok=True)
+
+    def forget_results(self) -> None:
+        """Remove what was made from a trained network."""
+        for path in self._results:
+            path.unlink(missing_ok=True)
 
     def read_status(self) -> dict[str, Any]:
         """The content of status.json; empty if there is none."""

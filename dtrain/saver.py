@@ -43,7 +43,7 @@ class Saver:
         self._keep_last = keep_last
         self._copier = Copier(bucket, keep_last=keep_last, log=log) if bucket else None
         self._sync = sync
-        self._weights, self._optimizer = Snapshot(), Snapshot()
+        self._snapshots = Snapshot(), Snapshot(), Snapshot()
         self._thread: threading.Thread | None = None
         self._cancelled = threading.Event()
         self._ended: list[Saved] = []
@@ -56,15 +56,13 @@ class Saver:
     def save(
         self,
         global_step: int,
-        weights: Mapping[str, Tensor],
-        optimizer: Mapping[str, Tensor],
-        state: dict[str, Any],
+        checkpoint: Checkpoint,
         *,
         at: float,
         keep: Collection[int],
         urgent: bool,
     ) -> None:
-        """Take a snapshot and begin to write it, after the one before; old ones are then removed, except for `keep`.
+        """Take a snapshot of it and begin to write that, after the one before; old ones but `keep` are then removed.
 
         `at` is the uptime of the process when steps stood still for it. An urgent one is not slowed down, and takes the
         place of one that is still being written.
@@ -76,10 +74,10 @@ class Saver:
         if self._thread is not None:
             self._thread.join()
         self._cancelled.clear()
-        self._weights.take(weights)
-        self._optimizer.take(optimizer)
+        for snapshot, tensors in zip(self._snapshots, _tensors_of(checkpoint), strict=True):
+            snapshot.take(tensors)
         self._thread = threading.Thread(
-            target=self._write, args=(global_step, at, state, set(keep), urgent), name="saver", daemon=True
+            target=self._write, args=(global_step, at, checkpoint.state, set(keep), urgent), name="saver", daemon=True
         )
         self._thread.start()
 
@@ -108,7 +106,8 @@ class Saver:
         path, error = None, ""
         try:
             self._sync()
-            checkpoint = Checkpoint(self._weights.on_host(), self._optimizer.on_host(), state)
+            weights, optimizer, average = (snapshot.on_host() for snapshot in self._snapshots)
+            checkpoint = Checkpoint(weights, optimizer, state, average)
             path = save_checkpoint(self._folder, global_step, checkpoint, cancelled=self._cancelled.is_set)
             if self._copier:
                 self._copier.copy(path, keep)
@@ -118,3 +117,7 @@ class Saver:
         except Exception as failure:  # whatever it is, nobody may take this one for saved
             error = str(failure) or type(failure).__name__
         self._ended.append(Saved(global_step, at, time.monotonic() - began, path, error))
+
+
+def _tensors_of(checkpoint: Checkpoint) -> tuple[Mapping[str, Tensor], ...]:
+    return checkpoint.weights, checkpoint.optimizer, checkpoint.average

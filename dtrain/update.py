@@ -2,12 +2,27 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What became of a step, the same on every process."""
+
+    losses: list[float]
+    """Means over the global batch."""
+    gradient_norm: float | None
+    """L2 norm before clipping; None in fp16, where it is not looked at."""
+    finite: bool
+    """Whether the loss and, but for fp16, the gradient were finite."""
+    changed: bool
+    """Whether the weights changed: not if something was not finite."""
 
 
 class Update:
@@ -17,8 +32,11 @@ class Update:
     statistics, which are kept in `begin` and put back when the step does not count.
     """
 
-    def __init__(self, accelerator: Accelerator, module: nn.Module, optimizer: AcceleratedOptimizer) -> None:
-        """`module` is not wrapped for DDP; `optimizer` was prepared by `accelerator`."""
+    def __init__(
+        self, accelerator: Accelerator, module: nn.Module, optimizer: AcceleratedOptimizer, clip_norm: float | None
+    ) -> None:
+        """`module` is not wrapped for DDP; `optimizer` was prepared by `accelerator`; a longer gradient is cut."""
+        self._clip_norm = clip_norm
         self._accelerator = accelerator
         self._optimizer = optimizer
         self._parameters = list(module.parameters())
@@ -31,32 +49,37 @@ class Update:
         for kept, buffer in zip(self._kept, self._buffers, strict=True):
             kept.copy_(buffer)
 
-    def apply(self, losses: Sequence[Tensor]) -> tuple[list[float], bool]:
+    def apply(self, losses: Sequence[Tensor]) -> Applied:
         """Change the weights by the gradients, unless those or the loss are not finite on any process.
 
-        `losses` are those of this process's micro-batches, each of shape (n,), weighted. Returns their mean over the
-        global batch, and whether the loss and, but for fp16, the gradient were finite: the same on every process. Waits
-        for the device once.
+        `losses` are those of this process's micro-batches, each of shape (n,), weighted. What comes back is the same on
+        every process. Waits for the device once.
         """
         means = torch.stack(list(losses)).sum(0)
         if dist.is_initialized():
             dist.all_reduce(means)
             means /= dist.get_world_size()
         scaler = self._accelerator.scaler
-        # The scaler of fp16 looks at the gradients itself, and expects some that are not finite.
-        checked = means if scaler is not None else torch.cat([means, self._gradient_norm().to(means)[None]])
-        figures = checked.tolist()
-        finite = all(map(math.isfinite, figures))
-        if scaler is not None:
+        if scaler is None:
+            *figures, norm = torch.cat([means, self._gradient_norm().to(means)[None]]).tolist()
+            finite = all(map(math.isfinite, (*figures, norm)))
+            if finite:
+                self._clip(norm)
+                self._optimizer.step()
+        else:
+            # The scaler of fp16 looks at the gradients itself, and expects some that are not finite.
+            figures, norm = means.tolist(), None
+            finite = all(map(math.isfinite, figures))
             if not finite:
                 self._spoil_gradient()
+            if self._clip_norm is not None:
+                self._accelerator.clip_grad_norm_(self._parameters, self._clip_norm)
             self._optimizer.step()
-        elif finite:
-            self._optimizer.step()
-        if not finite or (scaler is not None and self._optimizer.step_was_skipped):
+        changed = finite and not (scaler is not None and self._optimizer.step_was_skipped)
+        if not changed:
             self._restore_statistics()
         self._optimizer.zero_grad()
-        return figures[: len(means)], finite
+        return Applied(figures, norm, finite, changed)
 
     def drop(self) -> None:
         """Forget the step that was begun."""
@@ -70,6 +93,11 @@ class Update:
     def _gradient_norm(self) -> Tensor:
         """The L2 norm of the whole gradient; not finite if any part of it is not, or if it is beyond all use."""
         return nn.utils.get_total_norm(parameter.grad for parameter in self._parameters if parameter.grad is not None)
+
+    def _clip(self, norm: float) -> None:
+        if self._clip_norm is not None and norm > self._clip_norm:
+            gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+            torch._foreach_mul_(gradients, self._clip_norm / norm)
 
     @torch.no_grad()
     def _restore_statistics(self) -> None:

@@ -388,7 +388,8 @@ def test_a_saver_says_that_the_copy_failed_while_the_checkpoint_is_safe_here(
         return Saver(tmp_path / "run", keep_last=2, bucket=bucket, log=(), sync=lambda: None)
 
     def save(saver: Saver, step: int) -> tuple[Path | None, str]:
-        saver.save(step, {"w": torch.ones(3)}, {}, {"global_step": step}, at=0.0, keep=(), urgent=False)
+        checkpoint = Checkpoint({"w": torch.ones(3)}, {}, {"global_step": step})
+        saver.save(step, checkpoint, at=0.0, keep=(), urgent=False)
         saver.wait()
         (ended,) = saver.ended()
         ((copied, error),) = saver.copied()

@@ -1,5 +1,6 @@
 """Configurations: what is refused and how it is said, overrides, and what makes two runs the same."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 import yaml
 
 from dtrain.cli import build_parser, named_overrides
-from dtrain.config import Config, differences, load_config
+from dtrain.config import Config, OptimizerConfig, ScheduleConfig, StageConfig, differences, load_config
 from shard_tools.errors import UserError
 
 BASE = "run: runs/a\ndata:\n  manifest: shards\nstages:\n  - {size: 32, batch: 4}\n  - {size: 64, batch: 2}\n"
@@ -56,7 +57,7 @@ def test_the_demo_is_a_valid_configuration() -> None:
         ("--stages.1.siez=8", "stages.1.siez", "'size'"),
         ("--optimizer.learning_rat=1", "optimizer.learning_rat", "'learning_rate'"),
         ("--zzz.a.b=1", "zzz", "known keys: run, data, stages"),
-        ("--model.qqq=1", "model.qqq", "known keys: width"),
+        ("--model.qqq=1", "model.qqq", "known keys: name, width"),
     ],
 )
 def test_an_unknown_key_is_named_and_the_right_one_suggested(
@@ -119,6 +120,27 @@ def test_an_impossible_value_is_named_with_its_key(load: Load, key: str, value: 
         (BASE + "seed: no\n", "seed: can't be true or false"),
         (BASE + "precision: no\n", "precision: can't be true or false"),
         (BASE + "model: {width: yes}\n", "model.width: can't be true or false"),
+        (BASE + "model: deep\n", "model.name: Input should be 'dense' or 'shrink', got 'deep'"),
+        (
+            BASE + "loss: {depth: {l3: 1}}\n",
+            "loss.depth: l3 is no such loss; expected some of l1, mse, smooth_l1",
+        ),
+        (BASE + "loss: {mask: {mse: 0}}\n", "loss.mask: expected a weight above 0 for mse; leave a term out"),
+        (BASE + "loss: {mask: {}}\n", "loss.mask: expected at least one term, such as {mse: 1}"),
+        (BASE + "schedule: {name: step}\n", "schedule.step_samples: is missing"),
+        (BASE + "schedule: {name: one_cycle, warmup_samples: 5}\n", "schedule: one_cycle rises by itself"),
+        (
+            "run: a\ndata: {manifest: b}\nstages: [{size: 8, batch: 1, epochs: 1, steps: 2}]\n",
+            "stages.0: epochs and steps are given; expected one of them",
+        ),
+        (
+            "run: a\ndata: {manifest: b}\nstages: [{size: 8, batch: 1}]\nloss: {depth: {ssim: 1}}\n",
+            "stages.0.size: the loss ssim needs 11 pixels a side, but is taken at 8",
+        ),
+        (
+            "run: a\ndata: {manifest: b}\nstages: [{size: 64, batch: 1}]\nloss: {mask: {ssim: 1}}\nmodel: shrink\n",
+            "stages.0.size: the loss ssim needs 11 pixels a side, but is taken at 8",
+        ),
         (BASE + "model: 5\n", "model: expected a section with keys of its own, got 5"),
         (BASE + "model: [1]\n", "model: expected a section with keys of its own, got [1]"),
         (BASE + "model:\n", "model: expected a section with keys of its own, got None"),
@@ -291,13 +313,36 @@ def test_the_resolved_configuration_reads_back_equal(load: Load, tmp_path: Path)
 
 IDENTITY = {
     *(f"data.{key}" for key in ("train_split", "test_split", "decode", "max_lanes", "loader", "stream")),
-    *("order", "model.width", "loss.scale", "precision", "seed", "sync_batch_norm"),
-    *(f"stages.{n}.{key}" for n in (0, 1) for key in ("size", "batch", "epochs", "samples", "learning_rate")),
-    *("stages.0.seed_offset", "stages.1.seed_offset"),
-    *(f"optimizer.{key}" for key in ("name", "learning_rate", "weight_decay", "momentum")),
-    *("schedule.name", "schedule.warmup_samples"),
+    *("order", "model.name", "model.width", "precision", "seed", "sync_batch_norm", "init_from"),
+    *("loss.scale", "loss.depth.mse", "loss.mask.bce"),
+    *(f"stages.{n}.{key}" for n in (0, 1) for key in StageConfig.model_fields),
+    *(f"optimizer.{key}" for key in OptimizerConfig.model_fields),
+    *(f"schedule.{key}" for key in ScheduleConfig.model_fields),
     *(f"augment.{key}" for key in ("brightness", "contrast", "saturation", "hue", "flip", "crop")),
 }
+
+
+def test_a_file_may_extend_another_one(load: Load, tmp_path: Path) -> None:
+    load()
+    (tmp_path / "more").mkdir()
+    extending = tmp_path / "more" / "other.yaml"
+    extending.write_text("extends: ../some.yaml\nrun: runs/b\nloss: {depth: {l1: 2}}\nmodel: shrink\n")
+    third = tmp_path / "third.yaml"
+    third.write_text("extends: more/other.yaml\nmodel: {width: 0.5}\nstages: [{size: 8, batch: 2}]\n")
+    config = load_config(extending)
+    assert (config.run, config.stages, config.loss.depth) == (Path("runs/b"), load().stages, {"l1": 2.0})
+    config = load_config(third, ["--loss.depth.mse", "3"])
+    assert (config.run, len(config.stages), config.loss.depth) == (Path("runs/b"), 1, {"l1": 2.0, "mse": 3.0})
+    assert (config.model.name, config.model.width) == ("shrink", 0.5)
+    assert load_config(third, ["--model", "dense"]).model.width == 0.5
+    for text, expected in (
+        ("extends: none.yaml\n", f"none.yaml: no such file; expected a run configuration, which {third} extends"),
+        ("extends: [a]\n", "third.yaml: extends: expected the path of another configuration"),
+        ("extends: third.yaml\n", "third.yaml: extends: third.yaml extends this file in turn"),
+    ):
+        third.write_text(text)
+        with pytest.raises(UserError, match=re.escape(expected)):
+            load_config(third)
 
 
 def test_the_identity_is_what_decides_the_weights(load: Load) -> None:

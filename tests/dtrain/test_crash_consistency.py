@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,9 +105,17 @@ class Life(NamedTuple):
 @pytest.fixture(scope="module", autouse=True)
 def small_and_quick() -> Iterator[None]:
     """The same configuration is written a thousand times; making its text takes longer than all else."""
+    made: dict[str, str] = {}
+    really = Config.to_yaml
+
+    def to_yaml(config: Config) -> str:
+        if repr(config) not in made:
+            made[repr(config)] = really(config)
+        return made[repr(config)]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tensor_file, "PIECE_BYTES", SMALL_PIECES)
-        patch.setattr(Config, "to_yaml", cache(Config.to_yaml))
+        patch.setattr(Config, "to_yaml", to_yaml)
         yield
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from dtrain.config import Config, ScheduleConfig
 from dtrain.data.order import Position
@@ -87,6 +88,33 @@ def test_a_stage_may_have_its_own_learning_rate(make_config: MakeConfig, shards:
     assert [stage.learning_rate for stage in plan.stages] == [0.5, 0.25]
 
 
+def test_a_stage_may_be_as_long_as_so_many_steps_or_samples(make_config: MakeConfig, shards: Shards) -> None:
+    """30 samples are 5 steps of 6, and 7 of 4."""
+    config = make_config(
+        *("--stages.0.epochs=null", "--stages.0.steps=12", "--stages.1.epochs=null", "--stages.1.seen_samples=41")
+    )
+    plan = plan_run(config, shards.lengths(), rank=0, world_size=1)
+    assert [(stage.epochs, stage.total_steps) for stage in plan.stages] == [(3, 12), (2, 11)]
+    assert [plan.stages[0].steps_of(epoch) for epoch in range(3)] == [5, 5, 2]
+    assert plan.stage_ends() == {0: 12, 1: 23}
+    assert (plan.total_steps, plan.total_samples) == (23, 12 * 6 + 11 * 4)
+    ends = [Position(0, 2, 2), Position(0, 3, 0), Position(1, 0, 0)]
+    assert [plan.steps_before(position) for position in ends] == [12, 12, 12]
+    assert [plan.holds(Position(0, 2, step)) for step in (2, 3)] == [True, False]
+
+
+def test_a_schedule_spans_the_run_or_each_stage(make_config: MakeConfig, shards: Shards) -> None:
+    config = make_config("--stages.1.learning_rate=0.25", "--optimizer.learning_rate=1")
+    plan = plan_run(config, shards.lengths(), rank=0, world_size=1)
+    total = plan.total_samples
+    begins, half = Position(1, 0, 0), Position(0, 1, 0)
+    run, stage = ScheduleConfig(), ScheduleConfig(span="stage")
+    seen = plan.samples_before(begins)
+    assert plan.learning_rate(run, begins) == 0.25 * learning_rate_factor(run, seen, total)
+    assert plan.learning_rate(stage, begins) == 0.25
+    assert plan.learning_rate(stage, half) == pytest.approx(0.5), "of the two epochs of the first stage, one is over"
+
+
 @pytest.mark.parametrize(
     ("override", "world_size", "expected"),
     [
@@ -114,6 +142,29 @@ def test_cosine_falls_from_one_over_a_half_to_zero() -> None:
     schedule = ScheduleConfig(name="cosine")
     factors = [learning_rate_factor(schedule, samples, 1000) for samples in (0, 250, 500, 750, 1000)]
     assert factors == pytest.approx([1.0, 0.853553, 0.5, 0.146447, 0.0], abs=1e-6)
+
+
+def test_steps_fall_by_a_factor_after_each_so_many_samples() -> None:
+    schedule = ScheduleConfig(name="step", step_samples=300, step_factor=0.5)
+    factors = [learning_rate_factor(schedule, samples, 1000) for samples in (0, 299, 300, 599, 600, 999)]
+    assert factors == [1.0, 1.0, 0.5, 0.5, 0.25, 0.125]
+
+
+def test_one_cycle_is_torchs() -> None:
+    """Torch's takes steps for samples, and falls to 4e-6 of the peak instead of 1e-5."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 1.0, total_steps=1001, pct_start=0.3, div_factor=25, final_div_factor=1e5 / 25, cycle_momentum=False
+    )
+    expected = []
+    for _ in range(1001):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
+    schedule = ScheduleConfig(name="one_cycle", peak=0.3)
+    factors = [learning_rate_factor(schedule, samples, 1000) for samples in range(1001)]
+    assert factors == pytest.approx(expected, abs=0.006), "whose peak is one step before ours"
+    assert max(factors) == factors[300] == 1.0
 
 
 @pytest.mark.parametrize("name", ["constant", "cosine"])

@@ -49,7 +49,7 @@ class Training:
 
     def save(self, number: int, *, keep: Collection[int] = (), urgent: bool = False) -> None:
         state = {"global_step": number}
-        self.saver.save(number, self.weights, self.moments, state, at=5.0, keep=keep, urgent=urgent)
+        self.saver.save(number, Checkpoint(self.weights, self.moments, state), at=5.0, keep=keep, urgent=urgent)
 
     def saved(self) -> Saved:
         """What became of the only one since this was asked last."""

@@ -42,9 +42,11 @@ def write_config(path: Path, *, run: Path, shards: Path, second_epochs: int = SE
                 "run": str(run),
                 "data": {"manifest": str(shards), "workers": 1},
                 "model": {"width": 0.0625},
+                "loss": {"depth": {"mse": 1.0, "gradient": 0.5}, "mask": {"bce": 1.0, "dice": 1.0}},
+                "optimizer": {"clip_norm": 1.0, "ema_half_life": 10 * BATCH},
                 "stages": [
                     {"size": 16, "batch": BATCH, "epochs": FIRST_EPOCHS},
-                    {"size": 32, "batch": BATCH, "epochs": second_epochs},
+                    {"size": 32, "batch": BATCH, "epochs": second_epochs, "optimizer_state": "reset"},
                 ],
                 "checkpoint": {"every": f"{SAVE_EVERY_STEPS} steps"},
                 "evaluate": {"every_epochs": 2, "batch": 16},

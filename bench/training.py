@@ -138,13 +138,13 @@ class Training:
             return []
 
     def final(self) -> dict[str, bytes]:
-        """The bytes of what a run ends with: weights, optimizer state, and everything that was logged as learned.
+        """The bytes of what a run ends with: weights, their average, optimizer, and all that was logged as learned.
 
-        Raises ValueError if its last checkpoint does not list weights and optimizer state.
+        Raises ValueError if its last checkpoint does not list weights, average and optimizer's state.
         """
         last = self.folder / "checkpoints" / self.checkpoints()[-1]
         listed = [name for name in json.loads((last / "files.json").read_text()) if name != "state.json"]
-        if {name.split(".")[0] for name in listed} != {"model", "optimizer"}:
+        if {name.split(".")[0] for name in listed} != {"model", "average", "optimizer"}:
             raise ValueError(f"{last / 'files.json'}: lists {', '.join(listed)}")
         files = [*(last / name for name in listed), self.folder / "metrics.jsonl"]
         return {str(path.relative_to(self.folder)): path.read_bytes() for path in files}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dtrain.config import LossConfig
 from dtrain.figures import MIN_DEPTH
-from dtrain.loss_names import SMALLEST_SIDE
+from dtrain.loss_names import SMALLEST_SIDE, figure_name
 from dtrain.model import Prediction
 from dtrain.ssim import ssim_map
 
@@ -26,18 +26,14 @@ class Criterion:
     """The loss of a configuration."""
 
     def __init__(self, config: LossConfig) -> None:
-        """Raises ValueError for a name that is not in `dtrain.loss_names`, or without any loss."""
         self._config = config
         self._weights = [*config.depth.values(), *config.mask.values()]
         self.names: tuple[str, ...] = (
             "loss",
-            *(f"depth_{x}" for x in config.depth),
-            *(f"mask_{x}" for x in config.mask),
+            *(figure_name("depth", name) for name in config.depth),
+            *(figure_name("mask", name) for name in config.mask),
         )
         """What the figures are, in their order: the weighted sum, then its terms."""
-        unknown = [*config.depth.keys() - {*_DEPTH, "smoothness"}, *config.mask.keys() - {*_MASK, "bce"}]
-        if unknown or not self._weights:
-            raise ValueError(f"losses {unknown}: not known" if unknown else "expected one loss or more")
 
     def __call__(self, prediction: Prediction, *, depth: Tensor, mask: Tensor, image: Tensor) -> Tensor:
         """The figures `names`, shape (len(names),), float32: scale · Σ weight · term, then the terms, unweighted.

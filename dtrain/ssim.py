@@ -16,8 +16,8 @@ def ssim_map(a: Tensor, b: Tensor, *, data_range: float = 1.0) -> Tensor:
 
     Gaussian window of 11×11 pixels with σ 1.5, only where it lies wholly in the image; K1 0.01, K2 0.03; each
     channel by itself. `data_range` is the difference of the largest and the smallest value that a pixel can have: 1
-    for [0, 1]. Computed in the inputs' dtype, which should be float32 or float64. Raises ValueError if the shapes
-    differ or a side is under 11 pixels.
+    for [0, 1]. Computed in the inputs' dtype, which should be float32 or float64, also under autocast. Raises
+    ValueError if the shapes differ or a side is under 11 pixels.
     """
     if a.shape != b.shape:
         raise ValueError(f"images of {tuple(a.shape)} and {tuple(b.shape)}: SSIM compares images of the same shape")
@@ -27,13 +27,13 @@ def ssim_map(a: Tensor, b: Tensor, *, data_range: float = 1.0) -> Tensor:
     level_a, level_b = (x.detach().mean((-2, -1), keepdim=True) for x in (a, b))
     a, b = a - level_a, b - level_b
     mean_a, mean_b, aa, bb, ab = _blur(torch.stack([a, b, a * a, b * b, a * b])).unbind()
-    variance_a = (aa - mean_a * mean_a).clamp(min=0)
-    variance_b = (bb - mean_b * mean_b).clamp(min=0)
-    covariance = ab - mean_a * mean_b
+    # Both bounds hold but for rounding, which matters where a value is far out of the data range.
+    variances = (aa - mean_a * mean_a + bb - mean_b * mean_b).clamp(min=0)
+    twice_covariance = (2 * (ab - mean_a * mean_b)).clamp(-variances, variances)
     mean_a, mean_b = mean_a + level_a, mean_b + level_b
     c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
     luminance = (2 * mean_a * mean_b + c1) / (mean_a * mean_a + mean_b * mean_b + c1)
-    return luminance * (2 * covariance + c2) / (variance_a + variance_b + c2)
+    return luminance * (twice_covariance + c2) / (variances + c2)
 
 
 def _blur(x: Tensor) -> Tensor:
@@ -43,7 +43,8 @@ def _blur(x: Tensor) -> Tensor:
     convolution of one channel, and in full float32 on GPUs, where convolutions round to TF32.
     """
     rows, columns = (_band(side, x) for side in x.shape[-2:])
-    return rows @ x @ columns.mT
+    with torch.autocast(x.device.type, enabled=False):
+        return rows @ x @ columns.mT
 
 
 def _band(side: int, like: Tensor) -> Tensor:

@@ -1,18 +1,21 @@
 """The losses against the same formulas written in NumPy, and what a training needs of their gradients."""
 
+import re
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor
 
 from dtrain.config import LossConfig
-from dtrain.loss_names import DEPTH_LOSSES, MASK_LOSSES, SMALLEST_SIDE
+from dtrain.loss_names import DEPTH_LOSSES, MASK_LOSSES, SMALLEST_SIDE, figure_name
 from dtrain.losses import Criterion, dice_loss, gradient_loss, safe_log, silog_loss, smoothness_loss
 from dtrain.model import Prediction
 
@@ -120,7 +123,7 @@ def test_every_loss_is_its_formula(task: str, name: str) -> None:
     criterion = Criterion(only(task, name))
     figures = criterion(prediction_of(depth, logits), **tensors(true))
     found = dict(zip(criterion.names, figures.tolist(), strict=True))
-    assert found[f"{task}_{name}"] == pytest.approx(expected(task, name, depth, logits, true), rel=2e-5)
+    assert found[figure_name(task, name)] == pytest.approx(expected(task, name, depth, logits, true), rel=2e-5)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5, 70.0])
@@ -131,7 +134,7 @@ def test_the_loss_is_scale_times_the_weighted_sum(scale: float) -> None:
     criterion = Criterion(config)
     loss, *terms = criterion(prediction_of(depth, logits), **tensors(true)).tolist()
 
-    assert criterion.names == ("loss", "depth_ssim", "depth_mse", "mask_dice", "mask_bce")
+    assert criterion.names == ("loss", "depth_ssim_loss", "depth_mse", "mask_dice_loss", "mask_bce")
     named = [("depth", "ssim"), ("depth", "mse"), ("mask", "dice"), ("mask", "bce")]
     assert terms == pytest.approx([expected(*name, depth, logits, true) for name in named], rel=2e-5)
     assert loss == pytest.approx(scale * (0.25 * terms[0] + 2 * terms[1] + 3 * terms[2] + 0.5 * terms[3]), rel=1e-5)
@@ -225,7 +228,7 @@ def test_the_gradient_points_downhill(task: str, name: str) -> None:
     depth, logits, true = drawn(5)
     inputs = [torch.as_tensor(x, dtype=torch.float32).requires_grad_() for x in (depth, logits)]
     criterion, targets = Criterion(only(task, name)), tensors(true)
-    place = criterion.names.index(f"{task}_{name}")
+    place = criterion.names.index(figure_name(task, name))
     history = []
     for _ in range(8):
         figure = criterion(Prediction(*inputs), **targets)[place]
@@ -298,7 +301,13 @@ def test_a_prediction_that_is_too_small_is_refused(task: str, name: str) -> None
         call(SMALLEST_SIDE[name] - 1)
 
 
-def test_losses_that_do_not_exist_are_refused() -> None:
-    made_up = LossConfig.model_construct(scale=1.0, depth={"dice": 1.0}, mask={"bce": 1.0})
-    with pytest.raises(ValueError, match="dice"):
-        Criterion(made_up)
+def test_the_page_of_losses_has_every_one_and_its_configurations_are_valid() -> None:
+    page = (Path(__file__).parents[2] / "docs/losses.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (both|depth|mask) \|", page, flags=re.MULTILINE)
+    assert {name for name, task in rows if task != "mask"} == set(DEPTH_LOSSES)
+    assert {name for name, task in rows if task != "depth"} == set(MASK_LOSSES)
+
+    shown = re.findall(r"`(?:loss: )?(\{(?:scale|depth): .+?\})`", page)
+    assert len(shown) == 6
+    for line in shown:
+        assert len(Criterion(LossConfig.model_validate(yaml.safe_load(line))).names) >= 3

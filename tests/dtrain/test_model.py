@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dtrain.losses import depth_mask_loss
+from dtrain.config import LossConfig
+from dtrain.losses import Criterion
 from dtrain.model import DepthMaskNet, Prediction
 
 # (channels in, channels out, side of the kernel) of every block, in the order of the table
@@ -134,10 +135,10 @@ def test_huge_logits_in_half_precision_stay_finite(dtype: torch.dtype) -> None:
     assert ((probabilities >= 0) & (probabilities <= 1)).all()
 
     wrong = torch.tensor([0.0, 1.0, 1.0, 0.0]).reshape(1, 1, 2, 2)
-    losses = depth_mask_loss(prediction, torch.zeros(1, 1, 2, 2), wrong, scale=1.0)
-    losses.total.backward()  # type: ignore[no-untyped-call]
-    assert losses.mask_bce.dtype == torch.float32
-    assert float(losses.mask_bce.detach()) == pytest.approx((1e4 + 1e4 + 0.6931 + 40) / 4, rel=2e-3)
+    loss, _, bce = Criterion(LossConfig())(prediction, depth=torch.zeros_like(wrong), mask=wrong, image=wrong)
+    loss.backward()
+    assert bce.dtype == torch.float32
+    assert float(bce.detach()) == pytest.approx((1e4 + 1e4 + 0.6931 + 40) / 4, rel=2e-3)
     assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()
     assert logits.grad.abs().max() > 0
@@ -149,10 +150,10 @@ def test_gradients_are_finite_in_bfloat16_autocast() -> None:
     images, depth, mask = torch.rand(2, 6, 16, 16), torch.rand(2, 1, 16, 16), (torch.rand(2, 1, 16, 16) > 0.5).float()
     with torch.autocast("cpu", torch.bfloat16):
         prediction = model(images)
-        losses = depth_mask_loss(prediction, depth, mask, scale=10.0)
+        loss = Criterion(LossConfig(scale=10.0))(prediction, depth=depth, mask=mask, image=images[:, 3:])[0]
     assert prediction.depth.dtype == torch.bfloat16
-    assert losses.total.dtype == torch.float32
-    losses.total.backward()  # type: ignore[no-untyped-call]
+    assert loss.dtype == torch.float32
+    loss.backward()  # type: ignore[no-untyped-call]
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name

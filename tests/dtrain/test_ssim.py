@@ -54,11 +54,33 @@ def test_float32_is_enough_also_far_from_zero(offset: float) -> None:
     assert torch.allclose(found.double(), ssim_map(a.float().double(), b.float().double()), atol=2e-5)
 
 
+@pytest.mark.parametrize("height", [1e3, 1e4])
+def test_a_step_far_out_of_the_data_range_leaves_values_in_bounds(height: float) -> None:
+    torch.manual_seed(0)
+    step = torch.zeros(1, 1, 40, 40)
+    step[..., 20:] = height
+    for other in (torch.rand_like(step), torch.zeros_like(step), step + torch.rand_like(step)):
+        a = step.clone().requires_grad_()
+        found = ssim_map(a, other)
+        assert found.abs().max() <= 1 + 1e-6
+        found.sum().backward()  # type: ignore[no-untyped-call]
+        assert a.grad is not None
+        assert torch.isfinite(a.grad).all()
+
+
 def test_gradients_are_those_of_the_value() -> None:
     torch.manual_seed(0)
     a = torch.rand(1, 1, 11, 12, dtype=torch.float64, requires_grad=True)
     b = torch.rand(1, 1, 11, 12, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(ssim_map, (a, b), atol=1e-7)
+
+
+def test_autocast_changes_nothing() -> None:
+    torch.manual_seed(0)
+    a, b = torch.rand(2, 1, 1, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ssim_map(a, b)
+    assert torch.equal(found, ssim_map(a, b))
 
 
 def test_images_that_are_too_small_or_differ_in_shape_are_refused() -> None:

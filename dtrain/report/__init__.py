@@ -1,27 +1,37 @@
-"""One HTML file that tells of a run: from the run folder to RUN/report.html. Changes nothing else there."""
+"""One HTML file that tells of a run, or of several side by side. Reads run folders; changes nothing else there."""
 
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 
+from dtrain.report.album import make_album, make_shared_album
+from dtrain.report.comparison import read_runs
+from dtrain.report.comparison_page import render_comparison
 from dtrain.report.goodput_words import describe_goodput
 from dtrain.report.page import render_page
-from dtrain.report.pictures import make_album
 from dtrain.report.run_data import read_goodput, read_run
 from dtrain.run_folder import RunFolder
 from shard_tools.atomic import write_atomically
+from shard_tools.errors import UserError
 
 
-def write_report(run: Path) -> Path:
-    """Write RUN/report.html, whole or not at all, and return its path; the run may still be going on.
+def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the page of one run, or the comparison of several, whole or not at all, and return its path.
 
-    The file needs no network, no script and no other file, and stays under about 5 MB. What cannot be read
-    is left out, and the page says so. Raises UserError if `run` is no folder, or not that of a run.
+    Without `out` it is RUN/report.html or, of several runs, comparison.html in the current folder. Runs may still be
+    going on. The file needs no network, no script and no other file, and stays under about 5 MB. What cannot be read
+    is left out, and the page says so. Raises UserError if one of `runs`, at least one, is no folder or not that of a
+    run, or is given twice, and if `out` can't be written.
     """
-    record = read_run(run)
-    album = make_album(record.panels)
-    notes = [*record.notes, *(f"panels/{name}: not a readable picture, left out" for name in album.unreadable)]
-    path = RunFolder(run).report
-    write_atomically(path, render_page(replace(record, notes=notes), album))
+    if len(runs) == 1:
+        run = read_run(runs[0])
+        page, path = render_page(run, make_album(run)), out or RunFolder(runs[0]).report
+    else:
+        compared = read_runs(runs)
+        page, path = render_comparison(compared, make_shared_album(compared)), out or Path("comparison.html")
+    try:
+        write_atomically(path, page)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; expected a place for an HTML file (--out)") from error
     return path
 
 

@@ -8,12 +8,13 @@ from xml.sax.saxutils import escape, quoteattr
 
 from dtrain.report.curve import Points
 
-WIDTH, HEIGHT = 440, 262
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 10, 40, 40
-_LEGEND_LINE = 18
-_LETTER = 6.2  # width of an average letter at the font size below
-_FONT = "font:11px system-ui,-apple-system,'Segoe UI',Roboto,sans-serif;font-variant-numeric:tabular-nums"
+WIDTH, HEIGHT = 420, 268
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 10, 42, 44
+_LEGEND_LINE = 19
+_LETTER = 6.9  # width of an average letter at the font size below
+_FONT = "font:12.5px system-ui,-apple-system,'Segoe UI',Roboto,sans-serif;font-variant-numeric:tabular-nums"
 _SERIES_COLOURS = ("#1b63b5", "#b84a00", "#22785a", "#8a3fa8", "#7a6200", "#a8325e")
+_DASHES = ("", "7 4", "2 3")
 _DOTS_UP_TO = 40
 
 MarkKind = Literal["stage", "epoch", "resume"]
@@ -69,8 +70,9 @@ def line_chart(
     marks: Sequence[Mark] = (),
     y_limits: tuple[float, float] | None = None,
     log: bool = False,
+    legend: bool = True,
 ) -> str:
-    """Return one `<svg>` element that needs nothing else: axes, ticks, labels, a legend if lines are several.
+    """Return one `<svg>` element that needs nothing else: axes, ticks, labels, a `legend` if lines are several.
 
     Colours are the CSS variables --chart-ink, --chart-rule, --chart-resume and --chart-1 … --chart-6 of the page
     around it, with defaults for a white ground. `log` takes a logarithmic y axis if there are positive
@@ -78,8 +80,8 @@ def line_chart(
     the x axis, which starts at 0. Every text is escaped.
     """
     log = log and any(y > 0 for line in series for y in line.points.y if math.isfinite(y))
-    legend = _legend_rows([line.name for line in series]) if len(series) > 1 else []
-    height = HEIGHT + _LEGEND_LINE * len(legend)
+    legend_rows = _legend_rows([line.name for line in series]) if legend and len(series) > 1 else []
+    height = HEIGHT + _LEGEND_LINE * len(legend_rows)
     x_axis = _x_axis(series, x_end)
     y_axis = _y_axis(series, y_limits, log)
     parts = [
@@ -92,11 +94,19 @@ def line_chart(
         *_marks(marks, x_axis),
     ]
     for index, line in enumerate(series):
-        parts += _line(line, _colour(index), x_axis, y_axis, log)
-    for row, names in enumerate(legend):
+        parts += _line(line, index, x_axis, y_axis, log)
+    for row, names in enumerate(legend_rows):
         parts += _legend_row(names, HEIGHT + row * _LEGEND_LINE + 10)
     parts.append("</svg>")
     return "".join(parts)
+
+
+def line_key(index: int) -> str:
+    """Return a small `<svg>` element that shows how the line number `index` of a chart is drawn; for a legend."""
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 20 8" width="20" height="8" aria-hidden="true">'
+        f'<path d="M0 4h20" style="stroke-width:3;{_stroke(index)}"/></svg>'
+    )
 
 
 def compact(value: float) -> str:
@@ -154,6 +164,12 @@ def _colour(index: int) -> str:
     return f"var(--chart-{number + 1},{_SERIES_COLOURS[number]})"
 
 
+def _stroke(index: int) -> str:
+    """Return the style of a line: after all the colours come the same ones dashed."""
+    dash = _DASHES[index // len(_SERIES_COLOURS) % len(_DASHES)]
+    return f"stroke:{_colour(index)}" + (f";stroke-dasharray:{dash}" if dash else "")
+
+
 def _text(x: float, y: float, text: str, anchor: Literal["start", "middle", "end"]) -> str:
     return (
         f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" style="fill:var(--chart-ink,#555c66)">{escape(text)}</text>'
@@ -198,7 +214,8 @@ def _marks(marks: Sequence[Mark], x_axis: _Axis) -> Iterator[str]:
             yield _text(x, _TOP - 11, mark.label, "start")
 
 
-def _line(line: Series, colour: str, x_axis: _Axis, y_axis: _Axis, log: bool) -> Iterator[str]:
+def _line(line: Series, index: int, x_axis: _Axis, y_axis: _Axis, log: bool) -> Iterator[str]:
+    colour = _colour(index)
     runs = list(_drawable_runs(line.points, log))
     for run in runs:
         upper = [f"{x_axis(line.points.x[i])} {y_axis(line.points.high[i])}" for i in run]
@@ -209,7 +226,7 @@ def _line(line: Series, colour: str, x_axis: _Axis, y_axis: _Axis, log: bool) ->
         centre = [f"{x_axis(line.points.x[i])} {y_axis(line.points.y[i])}" for i in run]
         if len(run) > 1:
             yield (
-                f'<path d="M{"L".join(centre)}" style="fill:none;stroke:{colour};stroke-width:1.6;'
+                f'<path d="M{"L".join(centre)}" style="fill:none;stroke-width:1.6;{_stroke(index)};'
                 'stroke-linejoin:round;stroke-linecap:round"/>'
             )
         for i in run if len(line.points.x) <= _DOTS_UP_TO or len(run) == 1 else ():
@@ -246,5 +263,5 @@ def _legend_rows(names: Sequence[str]) -> list[list[tuple[int, str, float]]]:
 
 def _legend_row(entries: Sequence[tuple[int, str, float]], y: float) -> Iterator[str]:
     for index, name, x in entries:
-        yield f'<path d="M{x:g} {y - 4:g}h16" style="stroke:{_colour(index)};stroke-width:2.4"/>'
+        yield f'<path d="M{x:g} {y - 4:g}h16" style="stroke-width:2.4;{_stroke(index)}"/>'
         yield _text(x + 22, y, name, "start")

@@ -1,45 +1,18 @@
 """Reads a run folder into one bounded record. Writes nothing and draws nothing."""
 
 import json
-import math
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from dtrain.report.curve import Curve, Points
+from dtrain.report.curve import Points
+from dtrain.report.evaluation import Evaluation, understand_evaluation
 from dtrain.report.events import Event, Events, Lives
 from dtrain.report.goodput import Goodput, GoodputMeter
-from dtrain.report.json_values import numbers, whole
+from dtrain.report.metrics_log import Boundary, MetricsLog
+from dtrain.report.settings import Settings, parse_settings
 from shard_tools.errors import UserError
-
-_POSITION = {"kind", "stage", "epoch", "step", "global_step", "samples", "size"}
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Metrics by name, on `samples` samples of `split` (None where not known).
-
-    `trivial`: for each predictor that looks at nothing, by its name, its metrics.
-    """
-
-    split: str
-    metrics: Mapping[str, float]
-    samples: int | None = None
-    size: int | None = None
-    checkpoint: str | None = None
-    trivial: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Boundary:
-    """Where an epoch begins: after `samples` training samples; `size` is the side of the images in pixels."""
-
-    samples: float
-    stage: int
-    epoch: int
-    size: int | None
 
 
 @dataclass(frozen=True)
@@ -54,20 +27,22 @@ class PanelFile:
 class RunData:
     """What a run folder says. Its size is bounded by epochs and lives of the run, not by its steps.
 
-    `training` and `evaluations` are curves over training samples seen; the keys of the latter are
-    (split, metric). `speed` is in samples per second, `data_wait` a share in [0, 1]; both likewise.
-    `samples`, `global_step`: how far it came. `latest_evaluation` is evaluation.json or, without one, the
-    last evaluation of the training itself. `goodput` is None where it is not known. `notes` name what could not be
-    read.
+    `settings` is what `config`, the text, says. `training`, `by_stage` and `evaluations` are curves over training
+    samples seen; the keys of the last two are (stage, name) and (split, metric). `speed` is in samples per second,
+    `data_wait` a share in [0, 1]; both likewise. `samples`, `global_step`: how far it came. `latest_evaluation` is
+    evaluation.json or, without one, the last evaluation of the training itself. `goodput` is None where it is not
+    known. `notes` name what could not be read.
     """
 
     name: str
     state: str
     reason: str
     config: str
+    settings: Settings
     samples: int
     global_step: int
     training: Mapping[str, Points]
+    by_stage: Mapping[tuple[int, str], Points]
     evaluations: Mapping[tuple[str, str], Points]
     speed: Points
     data_wait: Points
@@ -80,6 +55,8 @@ class RunData:
     last_checkpoint_step: int | None
     samples_by_step: Points
     panels: Sequence[PanelFile]
+    worst_picture: Path | None
+    best_picture: Path | None
     notes: Sequence[str]
 
 
@@ -91,30 +68,34 @@ def read_run(run: Path) -> RunData:
     """
     if not run.is_dir():
         raise UserError(f"{run}: no such folder; expected the folder of a run, as written by `dtrain train`")
-    config, metrics_file = run / "config.yaml", run / "metrics.jsonl"
-    if not config.is_file() and not metrics_file.is_file():
+    config_file, metrics_file = run / "config.yaml", run / "metrics.jsonl"
+    if not config_file.is_file() and not metrics_file.is_file():
         raise UserError(
             f"{run}: not a run: it has neither config.yaml nor metrics.jsonl; give the folder that "
             "`dtrain train` writes"
         )
     notes: list[str] = []
+    config = config_file.read_text(encoding="utf-8", errors="replace") if config_file.is_file() else ""
     metrics = _read_metrics(metrics_file, notes)
     samples_by_step = metrics.samples_by_step.points().with_ends((0, 0), (metrics.global_step, metrics.samples))
     events = _read_events(run / "events.jsonl", samples_by_step, notes)
     status = _read_object(run / "status.json", notes)
+    evaluation = understand_evaluation(_read_object(run / "evaluation.json", notes))
     return RunData(
         name=run.resolve().name,
         state=str(status.get("state", "unknown")),
         reason=str(status.get("reason") or ""),
-        config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
+        config=config,
+        settings=_read_settings(config, notes),
         samples=metrics.samples,
         global_step=metrics.global_step,
         training={name: curve.points() for name, curve in metrics.training.items()},
+        by_stage={key: curve.points() for key, curve in metrics.by_stage.items()},
         evaluations={key: curve.points() for key, curve in metrics.evaluations.items()},
         speed=events.speed.points(),
         data_wait=events.data_wait.points(),
         boundaries=metrics.boundaries,
-        latest_evaluation=_read_evaluation(run / "evaluation.json", notes) or metrics.last_evaluation,
+        latest_evaluation=evaluation or metrics.last_evaluation,
         events=events.rare,
         lives=events.lives,
         goodput=events.meter.goodput(),
@@ -122,6 +103,8 @@ def read_run(run: Path) -> RunData:
         last_checkpoint_step=events.last_checkpoint_step,
         samples_by_step=samples_by_step,
         panels=_find_panels(run / "panels"),
+        worst_picture=_if_there(run / "evaluation_worst.png") if evaluation and evaluation.worst else None,
+        best_picture=_if_there(run / "evaluation_best.png") if evaluation and evaluation.best else None,
         notes=notes,
     )
 
@@ -135,75 +118,10 @@ def read_goodput(run: Path) -> Goodput | None:
     return meter.goodput()
 
 
-class _Metrics:
-    """Takes the lines of metrics.jsonl. Steps that a resumed run does again replace what they were before."""
-
-    def __init__(self) -> None:
-        self.samples = 0
-        self.global_step = 0
-        self.training: dict[str, Curve] = {}
-        self.evaluations: dict[tuple[str, str], Curve] = {}
-        self.boundaries: list[Boundary] = []
-        self.last_evaluation: Evaluation | None = None
-        self.samples_by_step = Curve()
-        self.not_finite: Counter[str] = Counter()
-
-    def take(self, line: Mapping[str, object]) -> bool:
-        """Take one line; return whether it was understood."""
-        samples, step = whole(line.get("samples")), whole(line.get("global_step"))
-        if samples is None or step is None:
-            return False
-        if line.get("kind") == "train":
-            self._take_training(line, samples, step)
-            return True
-        if line.get("kind") == "skipped":
-            self._advance(samples, step)
-            return True
-        metrics = line.get("metrics")
-        if line.get("kind") == "evaluate" and isinstance(metrics, dict):
-            self._take_evaluation(str(line.get("split", "")), numbers(metrics), samples)
-            if step > self.global_step:
-                self._advance(samples, step)
-            return True
-        return False
-
-    def _take_training(self, line: Mapping[str, object], samples: int, step: int) -> None:
-        while self.boundaries and samples <= self.samples and self.boundaries[-1].samples >= samples:
-            self.boundaries.pop()
-        stage, epoch = (whole(line.get(name)) or 0 for name in ("stage", "epoch"))
-        latest = self.boundaries[-1] if self.boundaries else None
-        if latest is None or (latest.stage, latest.epoch) != (stage, epoch):
-            start = self._epoch_start(line, samples, step) if latest else 0.0
-            self.boundaries.append(Boundary(start, stage, epoch, whole(line.get("size"))))
-        self._advance(samples, step)
-        for name, value in numbers(line).items():
-            if name not in _POSITION:
-                self.training.setdefault(name, Curve()).add(samples, value)
-                self.not_finite[name] += not math.isfinite(value)
-
-    def _advance(self, samples: int, step: int) -> None:
-        self.samples, self.global_step = samples, step
-        self.samples_by_step.add(step, samples)
-
-    def _epoch_start(self, line: Mapping[str, object], samples: int, global_step: int) -> float:
-        """Return the samples seen before the epoch of `line`, its first one: between those of the last line and its."""
-        if not (self.samples < samples and self.global_step < global_step):
-            return samples
-        batch = (samples - self.samples) / (global_step - self.global_step)
-        return max(self.samples, samples - batch * (whole(line.get("step")) or 0))
-
-    def _take_evaluation(self, split: str, metrics: Mapping[str, float], samples: int) -> None:
-        for name, value in metrics.items():
-            self.evaluations.setdefault((split, name), Curve()).add(samples, value)
-        self.last_evaluation = Evaluation(split=split, metrics=metrics)
-
-
-def _read_metrics(path: Path, notes: list[str]) -> _Metrics:
-    metrics = _Metrics()
+def _read_metrics(path: Path, notes: list[str]) -> MetricsLog:
+    metrics = MetricsLog()
     _note_unreadable(path, sum(line is None or not metrics.take(line) for line in _lines(path)), notes)
-    for name, count in metrics.not_finite.items():
-        if count:
-            notes.append(f"{name} was not a finite number in {count:,} training steps: gaps in its curve")
+    notes += metrics.notes
     return metrics
 
 
@@ -247,23 +165,11 @@ def _read_object(path: Path, notes: list[str]) -> dict[str, object]:
     return value or {}
 
 
-def _read_evaluation(path: Path, notes: list[str]) -> Evaluation | None:
-    value = _read_object(path, notes)
-    metrics, trivial = value.get("metrics"), value.get("trivial")
-    if not isinstance(metrics, dict):
-        return None
-    return Evaluation(
-        split=str(value.get("split", "")),
-        metrics=numbers(metrics),
-        samples=whole(value.get("samples")),
-        size=whole(value.get("size")),
-        checkpoint=None if value.get("checkpoint") is None else str(value["checkpoint"]),
-        trivial={
-            str(name): numbers(figures)
-            for name, figures in (trivial.items() if isinstance(trivial, dict) else ())
-            if isinstance(figures, dict)
-        },
-    )
+def _read_settings(text: str, notes: list[str]) -> Settings:
+    settings = parse_settings(text)
+    if settings is None:
+        notes.append("config.yaml: not readable as a configuration; only its text is shown")
+    return settings or {}
 
 
 def _find_panels(folder: Path) -> list[PanelFile]:
@@ -274,3 +180,7 @@ def _find_panels(folder: Path) -> list[PanelFile]:
         if (match := re.fullmatch(r"step-(\d+)\.png", path.name))
     ]
     return sorted(found, key=lambda panel: panel.global_step)
+
+
+def _if_there(path: Path) -> Path | None:
+    return path if path.is_file() else None

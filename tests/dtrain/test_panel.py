@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dtrain.panel import MIN_CELL, PanelSamples, depth_colours, draw_panel
+from dtrain.panel import DEPTH_ERROR_SCALE, PanelSamples, draw_panel, panel_cells
+from dtrain.panel_colours import depth_colours, error_colours
+from dtrain.panel_layout import MIN_CELL
 
 
 def make_samples(count: int = 2, size: int = 32) -> PanelSamples:
@@ -56,8 +58,10 @@ def test_every_cell_shows_its_image_enlarged_by_a_whole_factor(size: int, factor
         samples.fgbg,
         depth_colours(samples.depth),
         depth_colours(samples.depth_predicted),
+        error_colours(np.abs(samples.depth_predicted - samples.depth) / DEPTH_ERROR_SCALE),
         grey(samples.mask),
         grey(samples.mask_predicted),
+        error_colours(np.abs(samples.mask_predicted - samples.mask)),
     ]
     places = [[contains(sheet, enlarge(image, factor)) for image in column] for column in columns]
     assert all(len(found) == 1 for column in places for found in column)
@@ -73,9 +77,14 @@ def test_without_truth_its_columns_are_left_out() -> None:
     samples = make_samples()
     whole = draw_panel(samples).width
     assert samples.depth is not None
+    assert samples.mask is not None
     without_depth = draw_panel(replace(samples, depth=None))
     assert without_depth.width < whole
-    assert draw_panel(replace(samples, depth=None, mask=None)).width < without_depth.width
+    without_truth = draw_panel(replace(samples, depth=None, mask=None))
+    assert without_truth.width < without_depth.width
+    mask_error = error_colours(np.abs(samples.mask_predicted[0] - samples.mask[0]))
+    assert contains(without_depth, enlarge(mask_error, 4))
+    assert not contains(without_truth, enlarge(mask_error, 4))
     assert not contains(without_depth, enlarge(depth_colours(samples.depth[0]), 4))
     assert contains(without_depth, enlarge(depth_colours(samples.depth_predicted[0]), 4))
 
@@ -95,13 +104,59 @@ def test_depth_colours_grow_lighter_and_are_clipped_to_the_scale() -> None:
     assert np.array_equal(depth_colours(np.array([-0.2, 1.3])), depth_colours(np.array([0.0, 1.0])))
 
 
+def test_error_colours_grow_darker_and_stay_so_above_the_scale() -> None:
+    colours = error_colours(np.array([0.0, 0.25, 0.5, 0.75, 1.0])).astype(float)
+    lightness = colours @ [0.2126, 0.7152, 0.0722]
+    assert (np.diff(lightness) < -20).all()
+    assert np.array_equal(error_colours(np.array([1.0])), error_colours(np.array([7.0])))
+
+
+def test_the_same_error_has_the_same_colour_on_every_sheet() -> None:
+    """So the panels of a run can be compared, however large the other errors on a sheet are."""
+    samples = make_samples(count=1)
+    assert samples.depth is not None
+    small = np.full_like(samples.depth, 0.5)
+    small[0, :16] = 0.625
+    large = small.copy()
+    large[0, 16:] = 1.0
+    truth = np.full_like(samples.depth, 0.5)
+    for predicted in (small, large):
+        cells = panel_cells(draw_panel(replace(samples, depth=truth, depth_predicted=predicted)))
+        assert cells is not None
+        shown = np.asarray(cells[0]["depth error"])[:64]
+        assert (shown == error_colours(np.array(0.125 / DEPTH_ERROR_SCALE))).all()
+
+
+@pytest.mark.parametrize("size", [32, 64, 96, 128, 160, 256])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_sheet_can_be_cut_up_again_whatever_the_size_of_its_images(size: int, count: int) -> None:
+    samples = make_samples(count=count, size=size)
+    cells = panel_cells(draw_panel(samples))
+    assert cells is not None
+    assert len(cells) == count
+    factor = max(1, -(-MIN_CELL // size))
+    for row, found in enumerate(cells):
+        assert np.array_equal(np.asarray(found["fgbg"]), enlarge(samples.fgbg[row], factor))
+        assert np.array_equal(
+            np.asarray(found["depth predicted"]), enlarge(depth_colours(samples.depth_predicted[row]), factor)
+        )
+
+
+def test_what_is_no_whole_sheet_is_not_cut_up() -> None:
+    samples = make_samples()
+    sheet = draw_panel(samples)
+    assert panel_cells(Image.new("RGB", sheet.size, "white")) is None
+    assert panel_cells(sheet.crop((0, 0, sheet.width, sheet.height - 1))) is None
+    assert panel_cells(draw_panel(replace(samples, depth=None))) is None
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_stand_out(value: float) -> None:
     samples = make_samples(count=1)
     samples.depth_predicted[0] = value
     samples.mask_predicted[0] = value
     magenta = np.full((MIN_CELL, MIN_CELL, 3), (255, 0, 255), dtype=np.uint8)
-    assert len(contains(draw_panel(samples), magenta)) == 2
+    assert len(contains(draw_panel(samples), magenta)) == 4, "predictions and errors"
 
 
 def test_the_same_samples_give_the_same_pixels() -> None:

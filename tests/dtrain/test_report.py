@@ -1,149 +1,23 @@
-"""The report: what a reader of report.html sees, from run folders as a training writes them."""
+"""The report of a run: what a reader of report.html sees, from run folders as a training writes them."""
 
-import base64
-import html.parser
-import io
 import json
 import math
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dtrain.panel_colours import depth_colours
 from dtrain.report import goodput_line, write_report
+from dtrain.report.album import MAX_FRAMES
 from dtrain.report.chart import WIDTH, Mark, Series, line_chart, linear_ticks, log_ticks
 from dtrain.report.curve import MAX_POINTS, Curve, Points
-from dtrain.report.pictures import MAX_FRAMES
 from dtrain.report.run_data import read_goodput, read_run
 from shard_tools.errors import UserError
 
-BATCH = 32
-EPOCH_STEPS = 30
-T0 = 1763800000.0  # 2025-11-22 08:26:40 UTC
-SVG = "{http://www.w3.org/2000/svg}"
-VOID = {"meta", "link", "img", "br"}
-
-
-class Page(html.parser.HTMLParser):
-    """What is in a page: its elements with attributes, the text that is shown, cells by row, charts."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.rows: list[list[str]] = []
-        self.shown = ""
-        self._open: list[str] = []
-        self.feed(text)
-        assert not self._open, "elements left open"
-        self.charts = [ET.fromstring(part[: part.index("</svg>") + 6]) for part in _split_svg(text)]
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {key: value or "" for key, value in attrs}))
-        if tag not in VOID:
-            self._open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {key: value or "" for key, value in attrs}))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag, f"unexpected </{tag}>"
-
-    def handle_data(self, data: str) -> None:
-        if "style" in self._open:
-            return
-        data = data.replace("\N{NO-BREAK SPACE}", " ")
-        self.shown += data
-        if "td" in self._open or "th" in self._open:
-            self.rows[-1][-1] += data
-
-    def attributes(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.elements if name == tag]
-
-    def row(self, start: str) -> list[str]:
-        """Return the one row that has a cell beginning with `start`."""
-        (found,) = [row for row in self.rows if any(cell.startswith(start) for cell in row)]
-        return found
-
-    def pictures(self) -> list[Image.Image]:
-        prefixes = ("data:image/png;base64,", "data:image/jpeg;base64,")
-        pictures: list[Image.Image] = []
-        for image in self.attributes("img"):
-            assert image["src"].startswith(prefixes)
-            picture = Image.open(io.BytesIO(base64.b64decode(image["src"].split(",", 1)[1], validate=True)))
-            picture.load()
-            assert picture.size == (int(image["width"]), int(image["height"]))
-            pictures.append(picture)
-        return pictures
-
-    def chart(self, title: str) -> ET.Element:
-        (found,) = [chart for chart in self.charts if chart.get("aria-label", "").startswith(title)]
-        return found
-
-
-def _split_svg(text: str) -> list[str]:
-    return ["<svg" + part for part in text.split("<svg")[1:]]
-
-
-class RunBuilder:
-    """Writes a run folder line by line, as a training does."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.process_start: float | None = None
-        path.mkdir()
-        (path / "config.yaml").write_text("seed: 0\nmodel:\n  width: 0.25\n")
-
-    def log(self, name: str, line: Mapping[str, object]) -> None:
-        with (self.path / name).open("a") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def train(self, first: int, last: int, **changes: object) -> None:
-        """Log the steps first to last, both included."""
-        for step in range(first, last + 1):
-            epoch = (step - 1) // EPOCH_STEPS
-            depth_mse, mask_bce = 0.05 / step, 0.5 / step
-            line = {
-                "kind": "train",
-                "stage": 0,
-                "epoch": epoch,
-                "step": step - epoch * EPOCH_STEPS,
-                "global_step": step,
-                "samples": step * BATCH,
-                "size": 64,
-                "learning_rate": 0.002,
-                "loss": depth_mse + mask_bce,
-                "depth_mse": depth_mse,
-                "mask_bce": mask_bce,
-            }
-            self.log("metrics.jsonl", line | changes)
-
-    def evaluate(self, step: int, **metrics: float) -> None:
-        line = {"kind": "evaluate", "stage": 0, "epoch": 0, "global_step": step, "samples": step * BATCH}
-        self.log("metrics.jsonl", {**line, "split": "test", "metrics": metrics})
-
-    def event(self, after: float, event: str, global_step: int, **details: object) -> None:
-        """Log an event, `after` seconds from the start, with the uptime of the process once that is known."""
-        uptime = {} if self.process_start is None else {"uptime": after - self.process_start}
-        self.log("events.jsonl", {"time": T0 + after, **uptime, "event": event, "global_step": global_step, **details})
-
-    def status(self, state: str, reason: str = "") -> None:
-        (self.path / "status.json").write_text(json.dumps({"state": state, "reason": reason, "global_step": 60}))
-
-    def panel(self, step: int, size: tuple[int, int] = (60, 40)) -> None:
-        folder = self.path / "panels"
-        folder.mkdir(exist_ok=True)
-        noise = np.random.default_rng(step).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-        Image.fromarray(noise).save(folder / f"step-{step:08d}.png")
-
-    def page(self) -> Page:
-        return Page(write_report(self.path).read_text())
+from .report_pages import BATCH, EPOCH_STEPS, SVG, T0, RunBuilder, pixels
 
 
 @pytest.fixture
@@ -224,11 +98,13 @@ def test_the_page_tells_the_whole_story(whole_run: RunBuilder) -> None:
 
 def test_results_stand_beside_the_trivial_predictors(whole_run: RunBuilder) -> None:
     page = whole_run.page()
-    assert page.row("Metric") == ["Metric", "Model", "mean depth", "all background"]
-    assert page.row("Depth MSE")[1:] == ["0.00200", "0.05000", "–"]
-    assert page.row("Mask IoU")[1:] == ["0.9312", "–", "0.0000"]
-    assert page.row("Mask accuracy")[1:] == ["98.70%", "–", "86.00%"]
-    assert page.row("strange") == ["strange", "12.5", "–", "–"]
+    assert page.row("Depth MSE") == page.rows[page.rows.index(["Depth", "Model", "mean depth"]) + 1]
+    assert [cell.split("mean")[0] for cell in page.row("Depth MSE")] == ["Depth MSE ↓", "0.00200", "0.05000"]
+    assert ["Mask", "Model", "all background"] in page.rows
+    assert page.row("Mask IoU")[1:] == ["0.9312", "0.0000"]
+    assert page.row("Mask accuracy")[1:] == ["98.70%", "86.00%"]
+    assert ["Other", "Model"] in page.rows
+    assert page.row("strange") == ["strange", "12.5"]
     directions = [span["aria-label"] for span in page.attributes("span") if "aria-label" in span]
     assert directions == ["lower is better", "higher is better", "higher is better"]
 
@@ -330,28 +206,85 @@ def test_nothing_is_asked_of_a_network_or_a_script(whole_run: RunBuilder) -> Non
     assert policy.startswith("default-src 'none'")
 
 
-def test_pictures_are_inside_with_words_for_those_who_do_not_see_them(whole_run: RunBuilder) -> None:
+def test_the_latest_panel_is_inside_with_words_for_those_who_do_not_see_it(whole_run: RunBuilder) -> None:
     page = whole_run.page()
-    latest, first, last = page.pictures()
-    for picture, step in ((latest, 60), (first, 30), (last, 60)):
-        with Image.open(whole_run.path / "panels" / f"step-{step:08d}.png") as original:
-            assert picture.tobytes() == original.tobytes()
-    assert all(f"step {step}" in image["alt"] for image, step in zip(page.attributes("img"), (60, 30, 60), strict=True))
-    assert "Step 30 · 960 samples" in page.shown
+    latest = page.pictures()[0]
+    with Image.open(whole_run.path / "panels" / "step-00000060.png") as original:
+        assert latest.tobytes() == original.tobytes()
+    assert "Step 60 · 1,920 samples" in page.attributes("img")[0]["alt"]
+    assert "Step 60 · 1,920 samples" in page.shown
+    assert all(image["alt"] for image in page.attributes("img"))
+
+
+def test_a_strip_shows_what_was_predicted_when(run: RunBuilder) -> None:
+    """Stages have different sizes of images, and so have their panels."""
+    run.train(1, 30, size=32)
+    run.train(31, 60, stage=1, epoch=0)
+    levels = {30: 0.125, 45: 0.5, 60: 0.875}
+    for step, level in levels.items():
+        run.panel(step, size=32 if step == 30 else 64, level=level)
+    page = run.page()
+    assert ["Picture", "True", "Step 30, 32 px", "Step 45, 64 px", "Step 60, 64 px"] in page.rows
+    shown = page.pictures_by_alt()
+    for label, level in zip(("Step 30, 32 px", "Step 45, 64 px", "Step 60, 64 px"), levels.values(), strict=True):
+        assert [pixels(picture) for picture in shown[f"depth, {label}"]] == [
+            {tuple(depth_colours(np.array(level)))}
+        ] * 2
+        assert [pixels(picture) for picture in shown[f"mask, {label}"]] == [{(round(255 * level),) * 3}] * 2
+    assert [pixels(picture) for picture in shown["true depth"]] == [{tuple(depth_colours(np.array(0.25)))}] * 2
+
+
+def test_a_film_plays_the_strip_for_those_who_like_motion(run: RunBuilder) -> None:
+    run.train(1, 60)
+    levels = (0.125, 0.5, 0.875)
+    for step, level in zip((20, 40, 60), levels, strict=True):
+        run.panel(step, level=level)
+    page = run.page()
+    (film,) = page.pictures_by_alt()["The same as a film"]
+    frames = np.split(np.asarray(film), 3)
+    for frame, level in zip(frames, levels, strict=True):
+        predicted = frame[64, (2 * film.width + film.width) // 5 - film.width // 10]
+        assert tuple(predicted) == tuple(depth_colours(np.array(level)))
+    style = (run.path / "report.html").read_text().split("<style>")[1].split("</style>")[0]
+    quiet, moving = style.split("@media (prefers-reduced-motion: no-preference)")
+    assert "animation:" not in quiet
+    assert "animation:" in moving
+    assert any(box.get("type") == "checkbox" for box in page.attributes("input")), "it can be paused"
+
+
+def test_panels_of_other_samples_stay_out_of_the_strip(run: RunBuilder) -> None:
+    run.train(1, 60)
+    run.panel(20, scene=1)
+    run.panel(40)
+    run.panel(60)
+    page = run.page()
+    assert ["Picture", "True", "Step 40, 64 px", "Step 60, 64 px"] in page.rows
+    assert "1 panel of other samples than those of the last one; left out of the strip" in page.shown
+
+
+def test_a_picture_that_is_no_panel_is_shown_whole_only(run: RunBuilder) -> None:
+    run.train(1, 60)
+    for step in (30, 60):
+        run.panel(step)
+        Image.new("RGB", (848, 1024), "white").save(run.path / f"panels/step-{step:08d}.png")
+    page = run.page()
+    assert [image["height"] for image in page.attributes("img")] == ["1024"]
+    assert "panels/step-00000030.png: not a panel as this version draws them" in page.shown
 
 
 def test_many_large_panels_are_thinned_and_capped(run: RunBuilder) -> None:
     run.train(1, 20)
-    run.panel(1, size=(1000, 800))
-    for step in range(2, 11):
-        (run.path / f"panels/step-{step:08d}.png").hardlink_to(run.path / "panels/step-00000001.png")
+    run.evaluation(
+        worst=[{"key": "a", "metrics": {"mask_iou": 0.1}}], best=[{"key": "b", "metrics": {"mask_iou": 1.0}}]
+    )
+    first = run.noise_panel(1)
+    for place in ("evaluation_worst.png", "evaluation_best.png", *(f"panels/step-{n:08d}.png" for n in range(2, 21))):
+        (run.path / place).hardlink_to(first)
     page = run.page()
-    steps = [int(image["alt"].split("step ")[1].split(":")[0]) for image in page.attributes("img")]
-    assert len(steps) == 1 + MAX_FRAMES
-    assert steps[0] == steps[-1] == 10
-    assert steps[1] == 1
-    assert sorted(set(steps[1:])) == steps[1:]
-    page.pictures()
+    (labels,) = [row for row in page.rows if row[:2] == ["Picture", "True"]]
+    assert len(labels) == 2 + MAX_FRAMES
+    assert (labels[2], labels[-1]) == ("Step 1, 64 px", "Step 20, 64 px")
+    assert len(page.pictures()) == 1 + 2 * (1 + 2 * (1 + MAX_FRAMES)) + 1 + 2, "latest, strip, film, best and worst"
     assert (run.path / "report.html").stat().st_size < 5_000_000
 
 
@@ -388,6 +321,145 @@ def test_stages_are_marked_by_the_size_of_their_images(run: RunBuilder) -> None:
     chart = run.page().chart("Training loss")
     assert [group.get("data-mark") for group in chart.iter(f"{SVG}g")] == ["stage", "stage"]
     assert {"32 px", "64 px"} <= {text.text for text in chart.iter(f"{SVG}text")}
+
+
+def test_each_stage_has_its_losses_alone(run: RunBuilder) -> None:
+    run.train(1, 30, size=32)
+    run.train(31, 60, stage=1, epoch=0)
+    page = run.page()
+    for title, steps in (("Stage 0, 32 px", range(1, 31)), ("Stage 1, 64 px", range(1, 31))):
+        dots = [dot.findtext(f"{SVG}title") or "" for dot in page.chart(title).iter(f"{SVG}circle")]
+        places = [float(text.split(" at ")[1]) for text in dots if text.startswith("Loss:")]
+        assert places == [float(step * BATCH) for step in steps]
+    run.train(30, 30, size=32)
+    assert "stage by stage" not in run.page().shown, "the run went back into the first stage, its only one now"
+
+
+def test_losses_have_curves_whatever_they_are(run: RunBuilder) -> None:
+    run.train(1, 5, depth_ssim_loss=0.5, mask_dice_loss=0.25, depth_strange=0.125, gradient_norm=2.0)
+    page = run.page()
+    legend = {text.text for text in page.chart("Parts of the loss").iter(f"{SVG}text")}
+    assert {"Depth MSE", "Mask BCE", "Depth 1 − SSIM", "Mask 1 − Dice", "depth_strange"} <= legend
+    assert not {"Gradient norm", "Learning rate", "gradient_norm", "learning_rate"} & legend
+    dots = [dot.findtext(f"{SVG}title") for dot in page.chart("Gradient norm").iter(f"{SVG}circle")]
+    assert len(dots) == 5
+    assert all("2 at" in (dot or "") for dot in dots)
+
+
+def test_what_was_evaluated_has_curves_in_groups(run: RunBuilder) -> None:
+    run.train(1, 60)
+    figures = {"depth_abs_rel": 0.25, "depth_delta1": 0.5, "depth_ssim": 0.75, "mask_f1": 0.875}
+    run.evaluate(30, **figures)
+    run.evaluate(60, **figures)
+    page = run.page()
+    for metric, title in (
+        ("depth_abs_rel", "Depth AbsRel"),
+        ("depth_delta1", "Depth δ1"),
+        ("depth_ssim", "Depth SSIM"),
+    ):
+        dots = [dot.findtext(f"{SVG}title") for dot in page.chart(f"{title}, evaluated").iter(f"{SVG}circle")]
+        assert dots == [f"test: {figures[metric]:g} at {place}" for place in (960, "1.92k")]
+    assert (
+        page.shown.index("Depth, evaluated") < page.shown.index("Mask, evaluated") < page.shown.index("Mask F1, eval")
+    )
+
+
+def test_it_says_what_was_run(run: RunBuilder) -> None:
+    (run.path / "config.yaml").write_text(
+        "model: {name: shrink, width: 0.25}\nloss: {scale: 10.0, depth: {mse: 1.0, ssim: 0.5}, mask: {bce: 1.0}}\n"
+        "optimizer: {name: adamw, learning_rate: 0.002}\nschedule: {name: cosine, warmup_samples: 640}\n"
+        "stages:\n- {size: 32, batch: 16, epochs: 2, samples: 2880, learning_rate: null}\n"
+        "- {size: 64, batch: 8, steps: 500, learning_rate: 0.0005, loss_size: 128}\n- {size: 128, batch: 4}\n"
+    )
+    run.train(1, 30, size=32)
+    run.train(31, 60, stage=1, epoch=0)
+    run.event(0, "start", 0)
+    for step, speed in ((10, 100.0), (20, 300.0), (40, 50.0)):
+        run.event(step, "speed", step, samples_per_second=speed, data_wait=speed / 1000)
+    run.evaluate(30, mask_iou=0.25)
+    run.evaluate(60, mask_iou=0.75)
+    page = run.page()
+    for text in (
+        "shrink, width 0.25",
+        "10 × (Depth MSE + 0.5 × Depth SSIM loss + Mask BCE)",
+        "warm-up over 640 samples",
+    ):
+        assert text in page.shown
+    headings = ["Stage", "Image size", "Loss at", "Batch", "Epochs", "Steps", "Out of", "Learning rate"]
+    headings += ["Samples/s", "Data wait", "IoU"]
+    start = page.rows.index(headings)
+    assert page.rows[start + 1 : start + 4] == [
+        ["0", "32 px", "–", "16", "2", "–", "2,880", "–", "200", "20.0%", "0.2500"],
+        ["1", "64 px", "128 px", "8", "–", "500", "–", "0.0005", "50", "5.0%", "0.7500"],
+        ["2", "128 px", "–", "4", "–", "–", "–", "–", "–", "–", "–"],
+    ]
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", "a: &a [*a]", "a: !!python/object:os.system {}", "\x00"])
+def test_a_configuration_that_cannot_be_read_is_shown_as_it_is(run: RunBuilder, text: str) -> None:
+    (run.path / "config.yaml").write_text(text)
+    page = run.page()
+    assert "config.yaml: not readable as a configuration" in page.shown
+    assert text.strip("\x00") in page.shown
+
+
+def test_backgrounds_stand_worst_first_and_the_best_ones_are_folded(run: RunBuilder) -> None:
+    figures = {f"room-{n:02d}": {"mask_iou": (7 * n % 30) / 32, "depth_mse": n / 1000} for n in range(30)}
+    run.evaluation(by_background={name: {"samples": 40, "metrics": metrics} for name, metrics in figures.items()})
+    page = run.page()
+    rows = [row for row in page.rows if row[0].startswith("room-")]
+    expected = sorted(figures, key=lambda name: figures[name]["mask_iou"])
+    assert rows == [
+        [name, "40", "", f"{figures[name]['mask_iou']:.4f}", f"{figures[name]['depth_mse']:.5f}"] for name in expected
+    ]
+    assert "20 more backgrounds" in page.shown
+    widths = [
+        float(span["style"][6:-1]) for span in page.attributes("span") if span.get("style", "").startswith("width:")
+    ]
+    assert widths == sorted(widths)
+    assert (widths[0], widths[-1]) == (0.0, 100.0)
+
+
+def test_parts_are_ranked_as_the_evaluation_was(run: RunBuilder) -> None:
+    parts = {"a": {"mask_iou": 0.1, "depth_rmse": 0.1}, "b": {"mask_iou": 0.9, "depth_rmse": 0.9}}
+    run.evaluation(
+        ranked_by="depth_rmse", by_background={name: {"samples": 4, "metrics": part} for name, part in parts.items()}
+    )
+    rows = [row for row in run.page().rows if row[0] in parts]
+    assert rows == [["b", "4", "", "0.9000", "0.9000"], ["a", "4", "", "0.1000", "0.1000"]]
+
+
+def test_figures_of_the_data_stand_apart(run: RunBuilder) -> None:
+    run.evaluation(metrics={"depth_mse": 0.5, "depth_variance": 0.125, "mask_coverage": 0.0625})
+    rows = run.page().rows
+    start = rows.index(["The data", "Value"])
+    assert [row[1] for row in rows[start + 1 : start + 3]] == ["0.12500", "6.25%"]
+    assert not any(row[0] == "Mask" for row in rows)
+
+
+def test_best_and_worst_samples_are_shown_and_named(run: RunBuilder) -> None:
+    worst = [{"key": f"bad{n}", "metrics": {"mask_iou": n / 8, "depth_abs_rel": 0.5}} for n in range(3)]
+    run.evaluation(worst=worst, best=[{"key": "good", "metrics": {"mask_iou": 1.0, "depth_abs_rel": 0.25}}])
+    run.panel(1)
+    (run.path / "panels/step-00000001.png").rename(run.path / "evaluation_worst.png")
+    page = run.page()
+    assert page.row("bad1") == ["bad1", "0.1250", "0.5000"]
+    assert page.row("good") == ["good", "1.0000", "0.2500"]
+    assert page.shown.index("Worst samples") < page.shown.index("bad0") < page.shown.index("Best samples")
+    assert [image["alt"] for image in page.attributes("img")] == ["Contact sheet of the worst samples"]
+
+
+def test_an_evaluation_of_unexpected_shape_is_shown_as_far_as_it_goes(run: RunBuilder) -> None:
+    run.evaluation(
+        trivial=[1],
+        by_background={"a": 3, "b": {"metrics": []}, "c": {"metrics": {"mask_iou": math.nan}, "samples": "many"}},
+        worst={"key": "x"},
+        best=[7, {"key": None, "metrics": {"mask_iou": 0.5, "strange": "text"}}],
+    )
+    page = run.page()
+    assert ["Mask", "Model"] in page.rows
+    assert page.row("c")[2:] == ["nan"]
+    assert page.row("None")[1:] == ["0.5000"]
 
 
 def test_nothing_from_the_run_becomes_markup(tmp_path: Path) -> None:
@@ -494,21 +566,21 @@ def test_long_logs_are_thinned_without_losing_spikes(run: RunBuilder) -> None:
     assert MAX_POINTS // 3 <= len(curve.x) <= MAX_POINTS
     assert max(curve.high) == 50.0
     assert max(curve.y) < 5.0
-    assert write_report(run.path).stat().st_size < 60_000
+    assert write_report([run.path]).stat().st_size < 60_000
 
 
 def test_what_is_no_run_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere: no such folder"):
-        write_report(tmp_path / "nowhere")
+        write_report([tmp_path / "nowhere"])
     with pytest.raises(UserError, match=r"config\.yaml nor metrics\.jsonl"):
-        write_report(tmp_path)
+        write_report([tmp_path])
     assert not list(tmp_path.iterdir())
 
 
 def test_the_report_replaces_the_last_one_and_leaves_nothing_beside_it(whole_run: RunBuilder) -> None:
     before = {path.name for path in whole_run.path.iterdir()}
-    first = write_report(whole_run.path).read_bytes()
-    assert write_report(whole_run.path).read_bytes() == first
+    first = write_report([whole_run.path]).read_bytes()
+    assert write_report([whole_run.path]).read_bytes() == first
     assert {path.name for path in whole_run.path.iterdir()} == before | {"report.html"}
 
 

@@ -1,9 +1,9 @@
 """Checkpoint folders that are whole or not there. Knows bytes and files, nothing of models or processes.
 
-A checkpoint is CHECKPOINTS/step-00001234/ with model.safetensors, optimizer.safetensors, state.json, average.safetensors
-where the run averages its weights, and, written last, files.json, which lists every other file with its size and SHA-256.
-The folder is written under another name, synced, renamed, its parent synced, and read back, so a checkpoint with its final
-name was complete once; `load_newest` checks that it still is. All of it is data: nothing that is loaded is executed.
+A checkpoint is CHECKPOINTS/step-00001234/ with model.safetensors, optimizer.safetensors, state.json, where the run
+averages its weights average.safetensors, and, written last, files.json: size and SHA-256 of every other file.
+The folder is written under another name, synced, renamed, its parent synced, and read back, so a checkpoint with its
+final name was complete once; `verify` checks that it still is. All of it is data: nothing that is loaded is executed.
 """
 
 import hashlib

@@ -1,111 +1,64 @@
-"""Curves and pictures for the trackers. What they show can always be made again from metrics.jsonl and panels/."""
+"""Curves and pictures for all trackers: TensorBoard is told of each point, the others follow the run's files."""
 
-import json
-import shutil
-import time
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from accelerate import Accelerator
 from PIL import Image
 
+from dtrain.config import Config
 from dtrain.run_folder import RunFolder
+from dtrain.tensorboard import TensorBoard
+from dtrain.trackers import PANEL, TRACKERS
 
-PLACE = ("kind", "stage", "epoch", "step", "global_step", "samples", "size")
-"""Keys of a line of metrics.jsonl that say where it belongs; the others of a training step's are its figures."""
+LEAVE_SECONDS = 8.0
+DONE_SECONDS = 60.0
 
 
 class Curves:
-    """On the main process alone.
+    """On the main process alone. `Accelerator.end_training` closes them."""
 
-    A full disk breaks the files of TensorBoard, whose writer then writes no more; `mend` makes them anew.
-    """
+    def __init__(self, run: RunFolder, accelerator: Accelerator, config: Config, global_step: int) -> None:
+        """Go on after `global_step`, with the trackers' runs that the run folder knows.
 
-    def __init__(self, run: RunFolder, accelerator: Accelerator, global_step: int) -> None:
-        """Go on after `global_step`; points of that step and later ones, from before a kill, are forgotten."""
-        self._run = run
-        self._accelerator = accelerator
-        self._broken = False
-        if self._clock_was_set_back():
-            shutil.rmtree(run.tensorboard, ignore_errors=True)
-        there = any(run.tensorboard.glob("events.*"))
-        self._open(purge_step=global_step)
-        if there:
-            self._add_again(global_step)
-        else:
-            self._add_all()
+        Raises UserError if a tracker can't be opened for the first time.
+        """
+        names = config.log.trackers
+        self._tensorboard = TensorBoard(run, accelerator, global_step) if "tensorboard" in names else None
+        if self._tensorboard:
+            accelerator.trackers.append(self._tensorboard)
+        if others := [name for name in names if name in TRACKERS]:
+            from dtrain.follower import Follower, Notes
+
+            notes = Notes(run.trackers)
+            for name in others:
+                follower = Follower(
+                    TRACKERS[name](notes.get(name, config.log.project)[0]),
+                    run,
+                    accelerator,
+                    config.log.project,
+                    config.identity(),
+                    notes,
+                    leave_seconds=min(LEAVE_SECONDS, config.hang.leave_seconds / 3),
+                    done_seconds=min(DONE_SECONDS, config.hang.step_seconds / 2),
+                )
+                accelerator.trackers.insert(0, follower)  # before TensorBoard, which a full disk breaks off
 
     def add(self, group: str, figures: Mapping[str, float], global_step: int) -> None:
-        """Add a point to each curve "group/name"."""
-        if not self._broken:
-            try:
-                for tracker in self._accelerator.trackers:
-                    tracker.log({f"{group}/{name}": value for name, value in figures.items()}, step=global_step)
-            except OSError:
-                self._broken = True
+        """Add a point to each curve "group/name", of a line that metrics.jsonl has."""
+        if self._tensorboard:
+            self._tensorboard.add({f"{group}/{name}": value for name, value in figures.items()}, global_step)
 
-    def add_picture(self, name: str, picture: Image.Image, global_step: int) -> None:
-        """Add a picture."""
-        import numpy as np
-
-        for tracker in self._accelerator.trackers:
-            if tracker.name == "tensorboard" and not self._broken:
-                try:
-                    pixels = np.asarray(picture)[None]
-                    tracker.log_images({name: pixels}, step=global_step, dataformats="NHWC")
-                except OSError:
-                    self._broken = True
+    def add_panel(self, panel: Image.Image, global_step: int) -> None:
+        """Add a picture that panels/ has."""
+        if self._tensorboard:
+            self._tensorboard.add_picture(PANEL, panel, global_step)
 
     def flush(self) -> None:
-        """Hand all points to the kernel."""
-        for tracker in self._accelerator.trackers:
-            if tracker.name == "tensorboard" and not self._broken:
-                try:
-                    tracker.writer.flush()
-                except OSError:
-                    self._broken = True
+        """Hand all points to the kernel. May be called by another thread."""
+        if self._tensorboard:
+            self._tensorboard.flush()
 
     def mend(self) -> None:
-        """If a full disk broke the curves, make them anew; where the run folder is gone, leave it so."""
-        if self._broken and self._run.path.is_dir():
-            shutil.rmtree(self._run.tensorboard, ignore_errors=True)
-            try:
-                self._open(purge_step=None)
-            except OSError:
-                return
-            self._broken = False
-            self._add_all()
-
-    def _open(self, purge_step: int | None) -> None:
-        self._accelerator.trackers.clear()  # or those before would be opened once more, too
-        self._accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": purge_step}})
-
-    def _clock_was_set_back(self) -> bool:
-        """Whether TensorBoard, which goes by the times in the names of files, would read an old one after a new one."""
-        names = (path.name for path in self._run.tensorboard.glob("events.*"))
-        return max(names, default="") > f"events.out.tfevents.{int(time.time())}"
-
-    def _add_again(self, global_step: int) -> None:
-        """Put back the points of the step that was forgotten: an evaluation may be on it that comes again."""
-        for line in self._run.last_metrics(global_step):
-            self._add_line(line)
-
-    def _add_all(self) -> None:
-        for line in self._lines():
-            self._add_line(line)
-        for path in sorted(self._run.panels.glob("step-*.png")):
-            with Image.open(path) as picture:
-                self.add_picture("test/panel", picture, int(path.stem.removeprefix("step-")))
-
-    def _add_line(self, line: Mapping[str, Any]) -> None:
-        if line["kind"] == "train":
-            figures = {name: value for name, value in line.items() if name not in PLACE}
-            self.add("train", figures, line["global_step"])
-        elif line["kind"] == "evaluate":
-            self.add("test", line["metrics"], line["global_step"])
-
-    def _lines(self) -> Iterator[dict[str, Any]]:
-        if self._run.metrics.exists():
-            with self._run.metrics.open(encoding="utf-8") as lines:
-                for line in lines:
-                    yield json.loads(line)
+        """Make anew what a full disk broke."""
+        if self._tensorboard:
+            self._tensorboard.mend()

@@ -16,6 +16,7 @@ from torch import nn
 from dtrain.attempt import METHOD
 from dtrain.config import Config
 from dtrain.sizes import SIZE_DIVISOR
+from dtrain.trackers import require_installed
 from shard_tools.errors import UserError
 
 Value = TypeVar("Value")
@@ -28,8 +29,10 @@ _MIXED_PRECISION = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 def make_accelerator(config: Config) -> Accelerator:
     """CUDA where there is any, else CPU with gloo; one process for each that the launcher started.
 
-    Raises UserError when there are more processes than GPUs on this machine, or a precision that it hasn't.
+    Raises UserError when there are more processes than GPUs on this machine, a precision that it hasn't, or a tracker
+    that is not installed.
     """
+    require_installed(config.log.trackers)
     cuda = torch.cuda.is_available()
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if cuda and local_processes > torch.cuda.device_count():

@@ -65,6 +65,7 @@ class Journal:
         self._first_step_noted = False
         self._resumes_from = start.checkpoint
         global_step = plan.steps_before(start.position)
+        self._curves = Curves(run, accelerator, config, global_step) if self._main else None
         if self._main:
             self._progress = Progress(
                 run.path.name,
@@ -76,7 +77,6 @@ class Journal:
             )
             self._announce(start, global_step)
             run.write_status("running", "", global_step)
-        self._curves = Curves(run, accelerator, global_step) if self._main and config.log.trackers else None
 
     @property
     def events(self) -> Path:
@@ -241,7 +241,7 @@ class Journal:
         if self._curves:
             self._curves.add("test", figures, global_step)
             if panel is not None:
-                self._curves.add_picture("test/panel", panel, global_step)
+                self._curves.add_panel(panel, global_step)
         self._say(
             f"evaluated after stage {position.stage}, epoch {position.epoch}: mask IoU {figures['mask_iou']:.4f}, "
             f"depth MSE {figures['depth_mse']:.5f} (variance {figures['depth_variance']:.5f})"
@@ -335,6 +335,7 @@ class Journal:
             step=position.step,
             repeated_steps=start.repeated_steps,
             changed=list(start.changed),
+            **({"from_stage": start.from_stage} if start.from_stage is not None else {}),
             written=start.state["written"],
             **details,
         )

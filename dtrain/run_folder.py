@@ -45,6 +45,7 @@ class RunFolder:
         self.worst_picture = path / "evaluation_worst.png"
         self.best_picture = path / "evaluation_best.png"
         self.report = path / "report.html"
+        self.trackers = path / "trackers.json"
         self.nonfinite = path / "nonfinite"
         self.checkpoints = path / "checkpoints"
         self.panels = path / "panels"
@@ -56,7 +57,7 @@ class RunFolder:
             *(self.evaluation, self.evaluation_picture, self.worst_picture, self.best_picture),
             self.report,
         )
-        self._files = (self.config, self.status, self.metrics, self.events, *self._results)
+        self._files = (self.config, self.status, self.metrics, self.events, self.trackers, *self._results)
         self.metrics_lines = Lines(self.metrics)
         self.event_lines = Lines(self.events)
         self._lock: int | None = None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import dtrain.cli
+import dtrain.arguments
 import shard_tools.cli
 from dtrain.config import load_config
 
@@ -36,11 +36,11 @@ def test_a_command_in_the_docs_is_accepted(page: str, command: str) -> None:
         case "shard-tools":
             shard_tools.cli.build_parser().parse_args(words[1:])
         case "dtrain":
-            dtrain.cli.build_parser().parse_args(words[1:])
+            dtrain.arguments.build_parser().parse_args(words[1:])
         case "accelerate":
             config = words[words.index("--config_file") + 1]
             assert (ROOT / config).exists()
-            arguments, overrides = dtrain.cli.build_parser().parse_known_args(words[words.index("dtrain") + 1 :])
+            arguments, overrides = dtrain.arguments.build_parser().parse_known_args(words[words.index("dtrain") + 1 :])
             assert arguments.command == "train"
             load_config(ROOT / "configs/demo.yaml", overrides)
 

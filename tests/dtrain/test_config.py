@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dtrain.cli import build_parser, named_overrides
+from dtrain.arguments import build_parser, named_overrides
 from dtrain.config import Config, OptimizerConfig, ScheduleConfig, StageConfig, differences, load_config
 from shard_tools.errors import UserError
 

@@ -83,8 +83,8 @@ def test_an_average_is_that_of_all_states_weighted_by_their_age(module: Small) -
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter.add_(torch.randn_like(parameter))
-        module.norm.running_mean += 1  # type: ignore[operator]
-        module.norm.num_batches_tracked += 1  # type: ignore[operator]
+        for buffer in module.buffers():
+            buffer.add_(1)
         average.take(module, samples)
         states.append({key: value.clone() for key, value in module.state_dict().items()})
     weights = [

@@ -18,7 +18,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser
 
-from dtrain.cli import build_parser
+from dtrain.arguments import build_parser
 from dtrain.config import load_config
 
 ROOT = Path(__file__).parents[2]

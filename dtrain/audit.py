@@ -78,10 +78,10 @@ class Audit:
         self._problems: list[str] = []
         self._unnamed = 0
         self._status = run.read_status()
-        self._starts, self._torn_events = read_starts(run.events, plan, data)
+        self._starts, gone_back, self._torn_events = read_starts(run.events, plan, data)
         ranks = written_ranks(run.audit).union(range(max(start.processes for start in self._starts)))
         self._files = {
-            rank: RankFile(run.audit / f"rank-{rank}.jsonl", self._starts[-1].number + 1, self._problem)
+            rank: RankFile(run.audit / f"rank-{rank}.jsonl", self._starts[-1].number + 1, gone_back, self._problem)
             for rank in sorted(ranks)
         }
         self._epoch = (-1, -1)

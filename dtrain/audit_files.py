@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,18 @@ class RunStart:
     """File and line, for messages."""
 
 
+@dataclass(frozen=True)
+class GoneBack:
+    """What a training with --from-stage forgot: of starts before `start` all from stage `stage` on."""
+
+    start: int
+    stage: int
+
+    def forgets(self, start: int, stage: int) -> bool:
+        """Whether what that start did in that stage does not count."""
+        return start < self.start and stage >= self.stage
+
+
 class _StartEvent(BaseModel):
     model_config = ConfigDict(strict=True)
 
@@ -38,6 +50,7 @@ class _StartEvent(BaseModel):
     stage: int = Field(0, ge=0)
     epoch: int = Field(0, ge=0)
     step: int = Field(0, ge=0)
+    from_stage: int | None = Field(None, ge=1)
 
 
 class AuditLine(BaseModel):
@@ -67,8 +80,9 @@ class AuditLine(BaseModel):
 class RankFile:
     """The lines of one file, one after the other. It is open only while a piece of it is read: there may be many."""
 
-    def __init__(self, path: Path, starts: int, problem: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, starts: int, gone_back: Sequence[GoneBack], problem: Callable[[str], None]) -> None:
         """`starts`: how many there were; `problem` is told of lines that can't be understood."""
+        self._gone_back = gone_back
         self.path = path
         self.torn = 0
         """Lines behind the current one that a kill cut off."""
@@ -105,7 +119,8 @@ class RankFile:
                 continue
             self._judge(broken, line.start - start)
             broken, start = [], line.start
-            yield number, line
+            if not any(back.forgets(line.start, line.stage) for back in self._gone_back):
+                yield number, line
         self._judge(broken, self._starts - start)
 
     def _judge(self, broken: list[int], ended: int) -> None:
@@ -124,12 +139,14 @@ def written_ranks(audit: Path) -> set[int]:
     return {int(match[1]) for path in audit.glob("*") if (match := re.fullmatch(r"rank-(\d+)\.jsonl", path.name))}
 
 
-def read_starts(events: Path, plan: RunPlan, data: str) -> tuple[list[RunStart], int]:
-    """The starts that `events` (RUN/events.jsonl) tells of, and how many of its lines a kill cut off.
+def read_starts(events: Path, plan: RunPlan, data: str) -> tuple[list[RunStart], list[GoneBack], int]:
+    """The starts that `events` (RUN/events.jsonl) tells of, when it went back, and how many lines a kill cut off.
+
+    Without those that began in what was forgotten later.
 
     Raises UserError that names the line if a start can't be one of a run with this plan on the data with digest `data`.
     """
-    starts: list[RunStart] = []
+    found: list[tuple[_StartEvent, str]] = []
     torn = 0
     for number, line in enumerate(_raw_lines(events), start=1):
         try:
@@ -138,21 +155,29 @@ def read_starts(events: Path, plan: RunPlan, data: str) -> tuple[list[RunStart],
             torn += 1
             continue
         if isinstance(event, dict) and event.get("event") in ("start", "resume"):
-            starts.append(_read_start(event, plan, data, starts, f"{events}:{number}"))
-    if not starts:
+            found.append((_parse_start(event, f"{events}:{number}"), f"{events}:{number}"))
+    if not found:
         raise UserError(f"{events}: tells of no start of the run, so nothing can be proved; put the file back")
-    return starts, torn
+    gone_back = [GoneBack(event.start, event.from_stage) for event, _ in found if event.from_stage is not None]
+    starts: list[RunStart] = []
+    for start, place in found:
+        if not any(back.forgets(start.start, start.stage) for back in gone_back):
+            starts.append(_read_start(start, plan, data, starts, place))
+    return starts, gone_back, torn
 
 
-def _read_start(event: dict[str, Any], plan: RunPlan, data: str, before: list[RunStart], place: str) -> RunStart:
+def _parse_start(event: dict[str, Any], place: str) -> _StartEvent:
     try:
-        found = _StartEvent.model_validate(event)
+        return _StartEvent.model_validate(event)
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(
             f"{place}: the {event['event']} is not as a training with --audit writes it: "
             f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         ) from None
+
+
+def _read_start(found: _StartEvent, plan: RunPlan, data: str, before: list[RunStart], place: str) -> RunStart:
     if found.data != data:
         raise UserError(f"{place}: saw another data set than data.manifest lists now; put the shards back as they were")
     position = Position(found.stage, found.epoch, found.step)

@@ -397,7 +397,8 @@ def _read_values(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, An
         raise UserError(f"{path}: extends: expected the path of another configuration, from this file's folder")
     if (path.parent / base).resolve() in [each.resolve() for each in (*extended_by, path)]:
         raise UserError(f"{path}: extends: {base} extends this file in turn")
-    return _merge(_read_values(path.parent / base, (*extended_by, path)), values)
+    merged: dict[str, Any] = _merge(_read_values(path.parent / base, (*extended_by, path)), values)
+    return merged
 
 
 def _merge(base: Any, values: Any) -> Any:

@@ -50,6 +50,8 @@ class Start:
     """About how long they took, by the wall clock."""
     changed: tuple[str, ...] = ()
     """What differs from the configuration and data that the checkpoint was written with, and was accepted."""
+    from_stage: int | None = None
+    """It was told to go back to where this stage begins."""
     finished: bool = False
     """The run is done; there is nothing to train."""
 
@@ -117,6 +119,7 @@ def open_run(
         repeated_steps=repeated,
         repeated_seconds=seconds,
         changed=tuple(changed),
+        from_stage=from_stage,
         finished=finished,
     )
 
@@ -161,6 +164,7 @@ def _go_back(run: RunFolder, bucket: Bucket | None, plan: RunPlan, stage: int) -
         if panel.stem > checkpoint_name(step):
             panel.unlink(missing_ok=True)
     run.forget_results()
+    run.trackers.unlink(missing_ok=True)  # they keep the steps that they have: new runs get the new ones
 
 
 def _newest(run: RunFolder, bucket: Bucket | None) -> tuple[Path | None, Checkpoint | None, list[tuple[str, str]]]:

@@ -22,6 +22,7 @@ def test_back_to_a_stage_as_it_was_and_changed(run: Run, undisturbed: Run) -> No
     assert run.final() == undisturbed.final()
     assert run.checkpoints() == [f"step-{step:08d}" for step in (SECOND_STAGE, TOTAL_STEPS)], "ends of stages stay"
     assert "where a step" not in first.output
+    assert checkpoint_of(run, TOTAL_STEPS).optimizer["0.step"] == TOTAL_STEPS - SECOND_STAGE, "reset once"
 
     again = run.launch("--from-stage", "1", "--profile").succeed()
     assert f"resumes from step-{SECOND_STAGE:08d}: stage 0, epoch 1, step {STEPS} of {STEPS}" in again.output

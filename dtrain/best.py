@@ -5,8 +5,17 @@ from collections.abc import Mapping
 
 from dtrain.metric_names import metric_name
 
-CHOICES = ("depth_mse", "depth_rmse", "depth_mae", "depth_r2", "mask_iou", "mask_accuracy", "mask_bce")
-"""Figures of every evaluation by which one checkpoint can be better than another."""
+CHOICES = (
+    *("depth_mse", "depth_rmse", "depth_mae", "depth_smooth_l1", "depth_gradient", "depth_ssim", "depth_r2"),
+    *("depth_abs_rel", "depth_sq_rel", "depth_rmse_log", "depth_log10", "depth_silog"),
+    *("depth_delta1", "depth_delta2", "depth_delta3"),
+    *("mask_iou", "mask_f1", "mask_precision", "mask_recall", "mask_accuracy", "mask_boundary_f1"),
+    *("mask_bce", "mask_mse", "mask_smooth_l1"),
+)
+"""Figures by which one checkpoint, or one sample, can be better than another.
+
+Some are missing where they are not defined, as `dtrain.sample_sums.figures_of` says.
+"""
 
 
 def best_steps(figures: Mapping[int, float], metric: str, count: int) -> list[int]:

@@ -1,22 +1,34 @@
 """`dtrain evaluate`: a checkpoint on a split, beside predictors that look at nothing."""
 
-import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from accelerate import Accelerator
+
+from dtrain.best import CHOICES
+from dtrain.breakdown import Breakdown
 from dtrain.config import Config
+from dtrain.constant_predictors import TrueLevels, trivial_predictors
 from dtrain.data.dataset import open_dataset
-from dtrain.devices import make_accelerator
-from dtrain.evaluator import Evaluator
-from dtrain.figures import Figures, trivial_figures
+from dtrain.devices import make_accelerator, on_main_process
+from dtrain.evaluation_files import EvaluationFiles
+from dtrain.evaluation_result import EvaluationResult
+from dtrain.evaluation_table import backgrounds_table, figures_table, original_table, samples_table
+from dtrain.evaluator import Evaluator, Observer
+from dtrain.extremes import Extremes
+from dtrain.figures import Figures
+from dtrain.original_metrics import OriginalMetrics
 from dtrain.run_folder import RunFolder
 from dtrain.sizes import check_size
-from dtrain.trained import load_trained
+from dtrain.ssim import WINDOW
+from dtrain.trained import Trained, load_trained
 from dtrain.vote import Vote
-from shard_tools.atomic import atomic_file, write_atomically
 from shard_tools.errors import UserError
+from shard_tools.progress import progress
 
-_COLUMNS = ("mask_iou", "mask_accuracy", "depth_mse", "depth_rmse", "depth_r2")
+MOST_WORST = 64
 
 
 def evaluate_run(
@@ -26,65 +38,132 @@ def evaluate_run(
     split: str | None = None,
     size: int | None = None,
     manifest: str | None = None,
+    worst: int = 8,
+    rank_by: str | None = None,
+    by_background: bool = False,
+    original_metrics: bool = False,
+    json_file: Path | None = None,
 ) -> Figures:
-    """Evaluate a run, print a table, write RUN/evaluation.json and RUN/evaluation.png; works under a launcher too.
+    """Evaluate a run, print tables, write RUN/evaluation.json and pictures beside it; works under a launcher too.
 
-    Defaults: the newest whole checkpoint, the run's test split, the size of its last stage, the run's manifest.
-    Raises UserError for a run, checkpoint, split or size that is not there.
+    Defaults: the newest whole checkpoint, the run's test split, the size of its last stage, the run's manifest, and
+    to rank by, the run's checkpoint.best_metric. `worst` samples, and as many of the best, are listed and drawn;
+    `by_background` prints what the JSON has in any case, `original_metrics` adds what the write-up would have logged,
+    and `json_file` is written instead, with pictures by its name. Raises UserError for a run, checkpoint, split, size,
+    number, metric or folder that is not there.
     """
     check_size(size)
-    config = RunFolder(path).load_config()
+    run = RunFolder(path)
+    config = _whole_split(run.load_config(), manifest)
+    files = EvaluationFiles.named(json_file) if json_file else EvaluationFiles(run.evaluation)
+    size = size or config.stages[-1].size
+    extremes = Extremes(_checked_metric(rank_by or config.checkpoint.best_metric, size), _checked_count(worst))
     accelerator = make_accelerator(config)
     trained = load_trained(path, checkpoint, accelerator.device)
-    if manifest is not None and config.data.loader == "webdataset":
-        raise UserError("--manifest: this run read its shards by data.stream, which has none; leave the option out")
-    if manifest is not None:
-        data = config.data.model_copy(update={"manifest": manifest})
-        config = config.model_copy(update={"data": data})
-    split = split or config.data.test_split
-    size = size or config.stages[-1].size
     dataset = open_dataset(config.data)
-    evaluator = Evaluator(_whole_split(config), dataset, accelerator, split)
-    evaluation = evaluator.figures(trained.module, size, Vote())
-    assert evaluation is not None, "nothing stops this evaluation"
-    figures = evaluation.figures
-    for bad in evaluation.bad:
-        print(f"left out: {bad.reason}", file=sys.stderr, flush=True)
-    if accelerator.is_main_process:
-        run = trained.run
-        panel = evaluator.panel(trained.module, size)
-        if panel is not None:
-            with atomic_file(run.evaluation_picture) as file:
-                panel.save(file, "PNG")
-        trivial = trivial_figures(figures)
-        result = {
-            "checkpoint": trained.checkpoint,
-            "split": split,
-            "samples": evaluation.samples,
-            "size": size,
-            "metrics": figures,
-            "trivial": trivial,
-        }
-        write_atomically(run.evaluation, json.dumps(result, indent=1) + "\n")
-        print(f"{path}, {trained.checkpoint}, on {evaluation.samples:,} samples of {split} at {size}×{size}:\n")
-        print(format_table({"this model": figures, **trivial}))
-        picture = run.evaluation_picture if panel is not None else "none: its samples can't be decoded"
-        print(f"\nfigures: {run.evaluation}\npicture: {picture}", flush=True)
+    evaluator = Evaluator(config, dataset, accelerator, split or config.data.test_split)
+    original = OriginalMetrics(evaluator.samples, config.evaluate.batch) if original_metrics else None
+    result = _evaluate(evaluator, trained, size, accelerator, extremes, original)
+
+    def write() -> None:
+        files.write(result, evaluator.panel(trained.module, size))
+        _print(path, result, files, by_background=by_background)
+
+    on_main_process(accelerator, write)
     dataset.close()
     accelerator.end_training()
-    return figures
+    return result.figures
 
 
-def format_table(rows: dict[str, Figures]) -> str:
-    """A plain-text table, one line a predictor; what a predictor does not predict stays empty."""
-    width = max(map(len, rows))
-    lines = [" " * width + "".join(f"{column:>15}" for column in _COLUMNS)]
-    for name, figures in rows.items():
-        cells = [f"{figures[column]:15.4f}" if column in figures else f"{'–':>15}" for column in _COLUMNS]
-        lines.append(f"{name:<{width}}" + "".join(cells))
-    return "\n".join(lines)
-
-
-def _whole_split(config: Config) -> Config:
+def _whole_split(config: Config, manifest: str | None) -> Config:
     """Training may look at a part of the test split; an evaluation that is asked for reads all of it."""
-    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"samples": None})})
+    data = config.data
+    if manifest is not None and data.loader == "webdataset":
+        raise UserError("--manifest: this run read its shards by data.stream, which has none; leave the option out")
+    if manifest is not None:
+        data = data.model_copy(update={"manifest": manifest})
+    evaluate = config.evaluate.model_copy(update={"samples": None})
+    return config.model_copy(update={"evaluate": evaluate, "data": data})
+
+
+def _checked_metric(name: str, size: int) -> str:
+    if name not in CHOICES:
+        raise UserError(f"--rank-by: expected one of {', '.join(CHOICES)}, got {name!r}")
+    if name == "depth_ssim" and size < WINDOW:
+        raise UserError(f"--rank-by depth_ssim: needs images of at least {WINDOW} pixels, not {size}; take another one")
+    return name
+
+
+def _checked_count(worst: int) -> int:
+    if not 0 <= worst <= MOST_WORST:
+        raise UserError(f"--worst: expected 0 to {MOST_WORST} samples, got {worst}")
+    return worst
+
+
+def _evaluate(
+    evaluator: Evaluator,
+    trained: Trained,
+    size: int,
+    accelerator: Accelerator,
+    extremes: Extremes,
+    original: OriginalMetrics | None,
+) -> EvaluationResult:
+    """Read the split once, on all processes, and put together what each has seen."""
+    vote = Vote()
+    levels, breakdown = TrueLevels(), Breakdown()
+    observers: list[Observer] = [levels, breakdown, extremes, *([original] if original else [])]
+    with _progress(accelerator, evaluator.samples, trained.config.evaluate.batch) as begin:
+        evaluation = evaluator.figures(trained.module, size, vote, begin, observers)
+    assert evaluation is not None, "nothing stops this evaluation"
+    for bad in evaluation.bad:
+        print(f"left out: {bad.reason}", file=sys.stderr, flush=True)
+    return EvaluationResult(
+        checkpoint=trained.checkpoint,
+        split=evaluator.split,
+        samples=evaluation.samples,
+        size=size,
+        figures=evaluation.figures,
+        trivial=trivial_predictors(evaluation.figures, levels.gathered(vote)),
+        metric=extremes.metric,
+        breakdown=breakdown.gathered(vote),
+        extremes=extremes.gathered(vote),
+        original=original.logged(vote) if original else {},
+    )
+
+
+@contextmanager
+def _progress(accelerator: Accelerator, samples: int, batch: int) -> Iterator[Callable[[int], None]]:
+    """What is to be called with the number of each batch before it; the main process shows rate and time left.
+
+    It shows the samples of all processes, which have about as many done as it has.
+    """
+    if not accelerator.is_main_process:
+        yield lambda _: None
+        return
+    done = 0
+    with progress("evaluating", total=samples, unit="samples") as shown:
+
+        def begin(number: int) -> None:
+            nonlocal done
+            before, done = done, min(number * batch * accelerator.num_processes, samples)
+            shown.advance(done - before)
+
+        yield begin
+        shown.advance(samples - done)
+
+
+def _print(path: Path, result: EvaluationResult, files: EvaluationFiles, *, by_background: bool) -> None:
+    extremes, size = result.extremes, result.size
+    where = f"{result.samples:,} samples of {result.split} at {size}×{size}"
+    blocks = [f"{path}, {result.checkpoint}, on {where}:", figures_table(result.figures, result.trivial)]
+    if result.original:
+        blocks.append(original_table(result.original, result.figures))
+    if by_background and result.breakdown.sums is None:
+        blocks.append(f"no figures by background: {result.breakdown.reason}")
+    elif by_background:
+        blocks.append(backgrounds_table(result.parts, result.metric))
+    for title, ranked in (("worst samples", extremes.worst), ("best samples", extremes.best)):
+        if ranked:
+            blocks.append(samples_table(title, ranked, result.metric))
+    blocks.append("\n".join(["written:", *(f"  {file}" for file in (files.json, *files.pictures()))]))
+    print("\n\n".join(blocks), flush=True)

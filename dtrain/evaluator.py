@@ -1,9 +1,10 @@
 """Figures and pictures of a model on a split: every sample once, on any number of processes."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from typing import Protocol, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -18,8 +19,11 @@ from dtrain.data.workers import GaveUpError
 from dtrain.figures import Figures
 from dtrain.model import Prediction
 from dtrain.panel import PanelSamples, draw_panel
+from dtrain.resize import resize_prediction
 from dtrain.vote import AgreedError, Vote
 from shard_tools.errors import UserError
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,31 @@ class Evaluation:
     bad: tuple[BadSample, ...]
 
 
+@dataclass(frozen=True)
+class Seen:
+    """A batch that was evaluated, on the device, except for its sums."""
+
+    batch: Batch
+    prediction: Prediction
+    """Of the size of the truth."""
+    sums: Tensor
+    """Of each sample, (B, len(SUMS)), float64, on the host."""
+    first: int
+    """The position in the split of the first sample; those that could not be decoded are left out of the batch."""
+
+
+class Observer(Protocol):
+    """Keeps more of an evaluation than its figures. Each process has its own, which sees that process's samples."""
+
+    def add(self, seen: Seen) -> None:
+        """Take a batch."""
+
+
+def of_each_process(vote: Vote, value: Value) -> list[Value]:
+    """What each process has, by rank; to be called by every process, with something that can be pickled."""
+    return cast("list[Value]", vote.gather(value))
+
+
 class Evaluator:
     """Evaluates models on one split at one image size; reads nothing until it is asked to."""
 
@@ -39,7 +68,7 @@ class Evaluator:
         self._config = config
         self._dataset = dataset
         self._accelerator = accelerator
-        self._split = split
+        self.split = split
         lengths = dataset.lengths(split)
         try:
             self._lengths = subset_lengths(lengths, config.evaluate.samples)
@@ -48,7 +77,12 @@ class Evaluator:
         self.samples = sum(self._lengths)
 
     def figures(
-        self, module: nn.Module, size: int, vote: Vote, progress: Callable[[int], None] = lambda batch: None
+        self,
+        module: nn.Module,
+        size: int,
+        vote: Vote,
+        progress: Callable[[int], None] = lambda batch: None,
+        observers: Sequence[Observer] = (),
     ) -> Evaluation | None:
         """Figures over the split, the same on every process; None if all agreed to stop on the way.
 
@@ -72,13 +106,19 @@ class Evaluator:
                     vote.cast(len(bad))
                     if host_batch and host_batch.keys:
                         moved = to_device(host_batch, self._accelerator.device, size)
-                        metrics.update(module(moved.images), moved.depth, moved.mask)
+                        prediction = resize_prediction(module(moved.images), (size, size))
+                        metrics.update(prediction, moved.depth, moved.mask)
+                        if observers:
+                            first = rows.start + number * batch
+                            seen = Seen(moved, prediction, metrics.latest.cpu(), first)
+                            for observer in observers:
+                                observer.add(seen)
                     agreement = vote.read()
                     if agreement.stop:
                         return None
         left_out = sum(count for (count,) in agreement.counts)
         if left_out == self.samples:
-            raise AgreedError(f"{self._split}: none of its {self.samples} samples can be decoded")
+            raise AgreedError(f"{self.split}: none of its {self.samples} samples can be decoded")
         return Evaluation(metrics.compute(), self.samples - left_out, tuple(bad))
 
     def _next(self, batches: Iterator[HostBatch], vote: Vote) -> HostBatch | None:
@@ -100,10 +140,10 @@ class Evaluator:
             if not host_batch.keys:
                 return None
             batch = to_device(host_batch, self._accelerator.device, size)
-            return draw_panel(panel_samples(batch, module(batch.images)))
+            return draw_panel(panel_samples(batch, resize_prediction(module(batch.images), (size, size))))
 
     def _loader(self, size: int) -> closing[BatchSource]:
-        return closing(self._dataset.loader(self._split, size=size, device=self._accelerator.device))
+        return closing(self._dataset.loader(self.split, size=size, device=self._accelerator.device))
 
 
 @contextmanager

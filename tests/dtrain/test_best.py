@@ -14,11 +14,15 @@ from dtrain.model import Prediction
 
 
 def figures(error: float) -> dict[str, float]:
-    """What an evaluation says of a prediction that is off by so much."""
-    depth = torch.linspace(0, 1, 64).reshape(1, 1, 8, 8)
-    mask = (depth > 0.5).float()
+    """What an evaluation says of depth that is off by so much, up and down in turns, and of a mask that leans by it."""
+    row, column = torch.arange(16.0).view(-1, 1), torch.arange(16.0)
+    depth = ((16 * row + column) / 255).view(1, 1, 16, 16)
+    up_and_down = 1 - 2 * ((row + column) % 2)
+    leaning = column - (error * row * 0.8).round()
+    mask = ((column < 8) & (row >= 0)).float().view(1, 1, 16, 16)
+    claimed = ((leaning >= 0) & (leaning < 8)).float().view(1, 1, 16, 16)
     metrics = DepthMaskMetrics()
-    metrics.update(Prediction(depth + error, 4 * (depth - 0.5 - error)), depth, mask)
+    metrics.update(Prediction(depth + error * up_and_down, 4 * claimed - 2), depth, mask)
     return metrics.compute()
 
 

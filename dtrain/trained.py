@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from dtrain.best import best_steps
 from dtrain.checkpoint import (
@@ -15,7 +16,7 @@ from dtrain.checkpoint import (
     verify,
 )
 from dtrain.config import Config
-from dtrain.model import DepthMaskNet
+from dtrain.networks import make_network
 from dtrain.run_folder import RunFolder
 from shard_tools.errors import UserError
 
@@ -27,13 +28,14 @@ class Trained:
     run: RunFolder
     config: Config
     checkpoint: str
-    module: DepthMaskNet
+    module: nn.Module
 
 
 def load_trained(path: Path, checkpoint: str | None, device: torch.device | None = None) -> Trained:
     """Load checkpoint `checkpoint` of the run in `path`, its "best" one, or its newest whole one, to `device`.
 
-    The best one is that of all that are there by `checkpoint.best_metric`, as evaluated at the ends of epochs.
+    Its averaged weights, where the run has such. The best one is that of all that are there by
+    `checkpoint.best_metric`, as evaluated at the ends of epochs.
     Raises UserError if `path` is no run folder, or has no such checkpoint, or only damaged ones.
     """
     run = RunFolder(path).require()
@@ -55,8 +57,8 @@ def load_trained(path: Path, checkpoint: str | None, device: torch.device | None
             loaded = load_checkpoint(found)
         except DamagedCheckpointError as error:
             raise UserError(f"{found}: damaged: {error}; choose another one") from None
-    module = DepthMaskNet(config.model.width)
-    module.load_state_dict(loaded.weights)
+    module = make_network(config.model)
+    module.load_state_dict(loaded.average or loaded.weights)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Trained(run, config, found.name, module.to(device).eval())
 

@@ -78,14 +78,18 @@ def open_run(
     its checkpoints are damaged, or if `fresh` would throw a finished run away without `overwrite`.
     """
     run.lock()
-    finished = run.read_status().get("state") == "done"
+    finished = run.read_status().get("state") == "done" and from_stage is None
     if fresh:
         _forget(run, bucket, finished=finished, overwrite=overwrite)
-    if from_stage is not None:
-        _go_back(run, bucket, plan, from_stage)
-        finished = False
-    path, checkpoint, passed_over = _newest(run, bucket)
+    target = _end_before(run, bucket, plan, from_stage) if from_stage is not None else None
+    path, checkpoint, passed_over = _newest(run, bucket, target)
     run.event_lines.end_torn_line()
+    if target is not None and checkpoint is None:
+        reasons = "; ".join(reason for name, reason in passed_over if name == checkpoint_name(target)) or "not whole"
+        raise UserError(
+            f"{run.checkpoints / checkpoint_name(target)}: --from-stage {from_stage} begins with it, but it is "
+            f"damaged: {reasons}; nothing was changed"
+        )
     if checkpoint is None and not all(name.startswith(".") for name, _ in passed_over):
         reasons = "\n".join(f"  {name}: {reason}" for name, reason in passed_over)
         raise UserError(f"{run.checkpoints}: every checkpoint is damaged:\n{reasons}\nStart anew with --fresh.")
@@ -105,6 +109,8 @@ def open_run(
     finished = finished and not changed and all(name.startswith(".") for name, _ in passed_over)
     repeated = max(_last_logged_step(run.metrics, state["metrics_bytes"]) - state["global_step"], 0)
     seconds = _seconds_since(run.events, state.get("time")) if repeated else 0.0
+    if from_stage is not None:
+        _go_back(run, bucket, from_stage, state["global_step"])
     if not finished:
         _write_config(run, config)
         set_aside(run.checkpoints, [name for name, _ in passed_over if name != path.name])
@@ -140,22 +146,31 @@ def _forget(run: RunFolder, bucket: Bucket | None, *, finished: bool, overwrite:
     run.clear()
 
 
-def _go_back(run: RunFolder, bucket: Bucket | None, plan: RunPlan, stage: int) -> None:
-    """Let the checkpoint at the end of the stage before `stage` be the newest one."""
+def _end_before(run: RunFolder, bucket: Bucket | None, plan: RunPlan, stage: int) -> int:
+    """The step with which the stage before `stage` ends, of which there is a checkpoint."""
     ends = plan.stage_ends()
     if stage not in range(len(plan.stages)):
         raise UserError(f"--from-stage {stage}: there are {len(plan.stages)} stages, counted from 0")
     if stage == 0:
         raise UserError("--from-stage 0: that is the whole run; --fresh begins it anew")
     step = ends[stage - 1]
-    here = [step_of(path.name) for path in list_checkpoints(run.checkpoints)]
-    there = bucket.steps() if bucket else []
-    if step not in {*here, *there}:
+    there = _steps_here(run).union(bucket.steps() if bucket else [])
+    if step not in there:
         raise UserError(
             f"{run.checkpoints}: has no {checkpoint_name(step)}, with which stage {stage - 1} ends; "
-            f"there are: {', '.join(map(checkpoint_name, sorted({*here, *there}))) or 'none'}"
+            f"there are: {', '.join(map(checkpoint_name, sorted(there))) or 'none'}"
         )
-    for later in sorted({*here, *there}, reverse=True):
+    return step
+
+
+def _go_back(run: RunFolder, bucket: Bucket | None, stage: int, step: int) -> None:
+    """Forget what came after `step`, with which the stage before `stage` ends.
+
+    First the status says that the run is under way: killed halfway, it must not be taken for one that is done.
+    """
+    run.write_status("running", f"goes back to where stage {stage} begins", step)
+    there = bucket.steps() if bucket else []
+    for later in sorted(_steps_here(run).union(there), reverse=True):
         if later > step:
             if bucket and later in there:
                 bucket.remove(later)
@@ -167,15 +182,25 @@ def _go_back(run: RunFolder, bucket: Bucket | None, plan: RunPlan, stage: int) -
     run.trackers.unlink(missing_ok=True)  # they keep the steps that they have: new runs get the new ones
 
 
-def _newest(run: RunFolder, bucket: Bucket | None) -> tuple[Path | None, Checkpoint | None, list[tuple[str, str]]]:
-    """The newest checkpoint that is whole and loads, fetched if it is not here, and (name, reason) of others."""
+def _steps_here(run: RunFolder) -> set[int]:
+    """Steps of which there is a checkpoint in the run folder, whole or not."""
+    return {step_of(path.name) for path in list_checkpoints(run.checkpoints)}
+
+
+def _newest(
+    run: RunFolder, bucket: Bucket | None, target: int | None = None
+) -> tuple[Path | None, Checkpoint | None, list[tuple[str, str]]]:
+    """The newest checkpoint that is whole and loads, fetched if it is not here, and (name, reason) of others.
+
+    With `target` it is the one of that step or none.
+    """
     passed_over = [
         (path.name, "half-written: its process was killed while saving it")
         for path in sorted(run.checkpoints.glob(".step-*.partial"))
     ]
     here = {step_of(path.name): path for path in list_checkpoints(run.checkpoints)}
     there = bucket.steps() if bucket else []
-    for step in sorted({*here, *there}, reverse=True):
+    for step in sorted({*here, *there}, reverse=True) if target is None else [target]:
         attempts: list[Callable[[], Path | None]] = [lambda step=step: here[step]] if step in here else []  # type: ignore[misc]
         if bucket is not None and step in there:
             attempts.append(lambda step=step: _fetch(run, bucket, step))  # type: ignore[misc]

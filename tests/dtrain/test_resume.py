@@ -23,13 +23,22 @@ MakeConfig = Callable[..., Config]
 
 
 def start(
-    config: Config, shards: Shards, *, fresh: bool = False, overwrite: bool = False, accept: tuple[str, ...] = ()
+    config: Config,
+    shards: Shards,
+    *,
+    fresh: bool = False,
+    overwrite: bool = False,
+    from_stage: int | None = None,
+    accept: tuple[str, ...] = (),
 ) -> Start:
     """Decide as a process would that ends right after."""
     run = RunFolder(config.run)
     plan = plan_run(config, shards.lengths(), rank=0, world_size=1)
+    digest = shards.manifest.digest()
     try:
-        return open_run(run, config, plan, shards.manifest.digest(), fresh=fresh, overwrite=overwrite, accept=accept)
+        return open_run(
+            run, config, plan, digest, fresh=fresh, overwrite=overwrite, from_stage=from_stage, accept=accept
+        )
     finally:
         if run._lock is not None:
             os.close(run._lock)
@@ -143,6 +152,61 @@ def test_a_changed_configuration_is_refused_with_what_changed(
     assert "--run" in lines[-1]
     assert "--fresh" in lines[-1]
     assert begun.config.read_bytes() == before
+
+
+@pytest.fixture
+def finished(make_config: MakeConfig, shards: Shards) -> RunFolder:
+    """A run of two stages that is done, with checkpoints of the end of both."""
+    config = make_config()
+    start(config, shards)
+    run = RunFolder(config.run)
+    first, last = plan_run(config, shards.lengths(), rank=0, world_size=1).stage_ends().values()
+    for stage, step in enumerate((first, last)):
+        run.add_metrics({"global_step": step, "loss": 0.5})
+        save(config, shards, Position(stage + 1, 0, 0), step)
+    (run.panels).mkdir()
+    (run.panels / f"step-{last:08d}.png").touch()
+    run.write_status("done", "", last)
+    return run
+
+
+def everything(run: RunFolder) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in run.path.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def test_going_back_to_a_stage_forgets_what_came_after(
+    finished: RunFolder, make_config: MakeConfig, shards: Shards
+) -> None:
+    first, last = sorted(path.name for path in finished.checkpoints.iterdir())
+    found = start(make_config("--stages.1.batch=2"), shards, from_stage=1)
+    assert (found.checkpoint, found.finished) == (finished.checkpoints / first, False)
+    assert [path.name for path in finished.checkpoints.iterdir()] == [first]
+    assert not list(finished.panels.iterdir())
+    assert len(finished.metrics.read_text().splitlines()) == 1
+    assert finished.read_status()["state"] == "running", "it is not done any more, also if it is killed now"
+    assert last != first
+
+
+@pytest.mark.parametrize("refused", ["--seed=4", "--stages.0.batch=2"])
+def test_going_back_that_is_refused_changes_nothing(
+    refused: str, finished: RunFolder, make_config: MakeConfig, shards: Shards
+) -> None:
+    before = everything(finished)
+    with pytest.raises(UserError):
+        start(make_config(refused), shards, from_stage=1)
+    assert everything(finished) == before
+    assert start(make_config(), shards).finished
+
+
+def test_going_back_to_what_is_damaged_changes_nothing(
+    finished: RunFolder, make_config: MakeConfig, shards: Shards
+) -> None:
+    first, _ = sorted(finished.checkpoints.iterdir())
+    (first / "model.safetensors").write_bytes(b"12345")
+    before = everything(finished)
+    with pytest.raises(UserError, match=rf"{first}: --from-stage 1 begins with it, but it is damaged: model.safetens"):
+        start(make_config(), shards, from_stage=1)
+    assert everything(finished) == before
 
 
 def test_what_changes_speed_alone_may_change(begun: RunFolder, make_config: MakeConfig, shards: Shards) -> None:

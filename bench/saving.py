@@ -60,7 +60,7 @@ class Training:
         began = time.perf_counter()
         tensors, rest = split_state(self._optimizer.state_dict())
         checkpoint = Checkpoint(self._module.state_dict(), tensors, {"optimizer": rest})
-        self.saver.save(self._steps, checkpoint, at=uptime(), keep=(), urgent=urgent)
+        self.saver.save(self._steps, checkpoint, at=uptime(), keep=lambda steps: (), urgent=urgent)
         return time.perf_counter() - began
 
     def saved(self) -> Saved:

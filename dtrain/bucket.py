@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from dtrain.checkpoint import FILES, CancelledError, checkpoint_name, is_checkpoint, step_of
+from dtrain.checkpoint import FILES, CancelledError, Keep, checkpoint_name, is_checkpoint, step_of
 from shard_tools.storage import Storage
 
 
@@ -59,13 +59,14 @@ class Bucket:
                 os.fsync(target.fileno())
         return True
 
-    def remove_old(self, newest: int, keep_last: int, keep: Collection[int]) -> None:
-        """Remove all but step `newest`, the whole ones before it to make `keep_last`, and those of the steps `keep`.
+    def remove_old(self, newest: int, keep_last: int, keep: Keep) -> None:
+        """Remove all but step `newest`, the whole ones before it to make `keep_last`, and those of them to `keep`.
 
         Later ones are damaged: the run went back behind them.
         """
-        whole = [step for step in self.steps() if step <= newest and self._is_listed(checkpoint_name(step))]
-        for step in set(self.steps()) - {*whole[:keep_last], *keep}:
+        there = self.steps()
+        whole = [step for step in there if step <= newest and self._is_listed(checkpoint_name(step))]
+        for step in set(there).difference(whole[:keep_last], set(whole).intersection(keep(whole))):
             self.remove(step)
 
     def remove(self, global_step: int) -> None:

@@ -30,6 +30,10 @@ AVERAGE = "average.safetensors"
 _NAME = re.compile(r"step-(\d{8,})")
 
 
+Keep = Callable[[Collection[int]], Collection[int]]
+"""Which of the checkpoints of these steps are to be kept, besides the newest ones."""
+
+
 class DamagedCheckpointError(Exception):
     """Says what is wrong with a checkpoint folder."""
 
@@ -185,10 +189,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
     )
 
 
-def remove_old(folder: Path, keep_last: int, keep: Collection[int] = ()) -> None:
-    """Remove what killed processes left half-written, and all checkpoints but the newest and those of steps `keep`."""
-    for path in list_checkpoints(folder)[keep_last:]:
-        if step_of(path.name) not in keep:
+def remove_old(folder: Path, keep_last: int, keep: Keep = lambda steps: ()) -> None:
+    """Remove what killed processes left half-written, and all checkpoints but the newest and those to `keep`."""
+    found = list_checkpoints(folder)
+    kept = keep([step_of(path.name) for path in found])
+    for path in found[keep_last:]:
+        if step_of(path.name) not in kept:
             path.rename(path.with_name(f".{path.name}.removed"))
     sync_directory(folder)
     for path in (*folder.glob(".step-*.removed"), *folder.glob(".step-*.partial")):

@@ -3,9 +3,10 @@
 import threading
 from collections.abc import Collection
 from pathlib import Path
+from queue import SimpleQueue
 
 from dtrain.bucket import Bucket
-from dtrain.checkpoint import CancelledError, step_of
+from dtrain.checkpoint import CancelledError, Keep, checkpoint_name, list_checkpoints, step_of
 
 
 class Copier:
@@ -17,53 +18,70 @@ class Copier:
         self._keep_last = keep_last
         self._log = log
         self._lock = threading.Lock()
-        self._next: tuple[Path, set[int]] | None = None
+        self._next: tuple[Path, Keep] | None = None
         self._thread: threading.Thread | None = None
         self._cancelled = threading.Event()
-        self._ended: list[tuple[int, str]] = []
+        self._ended: SimpleQueue[tuple[int, str]] = SimpleQueue()
 
-    def copy(self, checkpoint: Path, keep: set[int]) -> None:
-        """Begin, after the copy that is under way; old ones there are then removed, except for the steps `keep`."""
+    def copy(self, checkpoint: Path, keep: Keep) -> None:
+        """Begin, after the copy that is under way.
+
+        Besides it, those beside it that are to be kept are copied if they are not there yet; old ones there are then
+        removed, but for `keep`.
+        """
         with self._lock:
             self._next = (checkpoint, keep)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="copier", daemon=True)
+                self._cancelled = threading.Event()
+                self._thread = threading.Thread(target=self._work, args=(self._cancelled,), name="copier", daemon=True)
                 self._thread.start()
 
     def cancel(self) -> None:
-        """Give up the copy that is under way, at its next file, and the one that waits."""
+        """Give up the copy that is under way, at its next file, and the one that waits; nobody waits for them."""
         with self._lock:
-            self._next = None
-            if self._thread is not None:
-                self._cancelled.set()
+            self._next, self._thread = None, None
+            self._cancelled.set()
 
-    def wait(self) -> None:
-        """Until nothing is left to copy."""
+    def wait(self, seconds: float) -> bool:
+        """At most so long, until nothing is left to copy; whether that is so."""
         thread = self._thread
         if thread is not None:
-            thread.join()
+            thread.join(seconds)
+        return thread is None or not thread.is_alive()
 
     def ended(self) -> list[tuple[int, str]]:
         """The steps that were copied since this was asked last, each with what went wrong, or ""."""
-        ended, self._ended = self._ended, []
-        return ended
+        return [self._ended.get() for _ in range(self._ended.qsize())]
 
-    def _work(self) -> None:
+    def _work(self, cancelled: threading.Event) -> None:
         while True:
             with self._lock:
+                if cancelled.is_set():
+                    return
                 if self._next is None:
                     self._thread = None
                     return
                 (checkpoint, keep), self._next = self._next, None
-                self._cancelled.clear()
             step = step_of(checkpoint.name)
             try:
-                self._bucket.upload(checkpoint, self._log, self._cancelled.is_set)
+                self._bucket.upload(checkpoint, self._log, cancelled.is_set)
+                self._copy_kept(checkpoint.parent, keep, cancelled)
                 self._bucket.remove_old(step, self._keep_last, keep)
             except CancelledError:
-                continue
+                return
             except Exception as error:
                 if checkpoint.exists():  # else a newer one has taken its place
-                    self._ended.append((step, str(error) or type(error).__name__))
+                    self._ended.put((step, str(error) or type(error).__name__))
             else:
-                self._ended.append((step, ""))
+                self._ended.put((step, ""))
+
+    def _copy_kept(self, folder: Path, keep: Keep, cancelled: threading.Event) -> None:
+        """Copy what is kept here for good and was passed over before, for a newer one."""
+        here = {step_of(path.name) for path in list_checkpoints(folder)}
+        for step in sorted(here.intersection(keep(here))):
+            kept = folder / checkpoint_name(step)
+            try:
+                self._bucket.upload(kept, self._log, cancelled.is_set)
+            except FileNotFoundError:
+                if kept.exists():  # else it has just ceased to be one of the best
+                    raise

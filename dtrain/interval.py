@@ -10,7 +10,7 @@ _TEXT = re.compile(r"(\d{1,12}) steps?|(\d{1,9}(?:\.\d{1,6})?) minutes?", re.ASC
 FIRST_SECONDS = 60.0
 """Until a save was measured, `auto` writes one after so long."""
 SHORTEST_SAVES = 4.0
-"""An interval of `auto` is at least so many times as long as a save takes."""
+"""An interval of `auto` is at least so many times as long as a save takes beside the steps."""
 RETRY_SECONDS = 30.0
 """After a save that failed the next one is tried so much later, if it is not due before."""
 
@@ -40,7 +40,7 @@ def parse_interval(text: str) -> Interval:
 def optimal_seconds(save_seconds: float, between_interruptions: float) -> float:
     """How long to compute between two saves so that saving and repeated work together cost the least, in seconds.
 
-    `save_seconds` is what one save takes, `between_interruptions` the mean time between two ends without a save.
+    `save_seconds` is what one save costs, `between_interruptions` the mean time between two ends without a save.
     J. W. Young, "A first order approximation to the optimum checkpoint interval" (1974), √(2·save·between), in the
     higher order of J. T. Daly, "A higher order estimate of the optimum checkpoint interval for restart dumps" (2006).
     """
@@ -57,7 +57,7 @@ class SaveTimer:
         self._interval = interval
         self._between_interruptions = between_interruptions
         self._last = now
-        self._save_seconds: float | None = None
+        self._save: tuple[float, float] | None = None
         self._retry_at = math.inf
         self._missed = False
 
@@ -78,10 +78,10 @@ class SaveTimer:
         """The interval, where it is a time."""
         if self._interval.kind == "minutes":
             return 60 * self._interval.value
-        if self._save_seconds is None:
+        if self._save is None:
             return FIRST_SECONDS
-        best = optimal_seconds(self._save_seconds, self._between_interruptions)
-        return max(best, SHORTEST_SAVES * self._save_seconds)
+        cost, seconds = self._save
+        return max(optimal_seconds(cost, self._between_interruptions), SHORTEST_SAVES * seconds)
 
     def began(self, now: float) -> None:
         """A save was begun."""
@@ -89,9 +89,9 @@ class SaveTimer:
         self._retry_at = math.inf
         self._missed = False
 
-    def took(self, seconds: float) -> None:
-        """It ended well, after `seconds`."""
-        self._save_seconds = seconds
+    def took(self, cost: float, seconds: float) -> None:
+        """It ended well, after `seconds` beside the steps, of which it cost them at most `cost`."""
+        self._save = cost, seconds
 
     def failed(self, now: float) -> None:
         """It failed."""

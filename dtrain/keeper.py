@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from dtrain.best import best_steps
 from dtrain.bucket import Bucket
-from dtrain.checkpoint import Checkpoint, list_checkpoints, step_of
+from dtrain.checkpoint import Checkpoint, Keep, checkpoint_name
 from dtrain.config import Config
 from dtrain.interval import SaveTimer
 from dtrain.journal import Journal
@@ -23,8 +23,14 @@ from dtrain.vote import Vote
 from shard_tools.errors import UserError
 
 LAST_PATIENCE_SECONDS = 240.0
-"""So long the end of a run waits for room on the disk, or for the bucket."""
+"""So long the end of a run waits for room on the disk, or for the bucket to answer."""
+LAST_COPY_SECONDS = 1800.0
+"""So long it waits for a copy that is under way."""
 LAST_RETRY_SECONDS = 10.0
+LEAVE_COPY_SHARE = 0.3
+"""Of hang.leave_seconds: so long a run that was told to stop waits for the copy of its last checkpoint."""
+HASTE_SECONDS = 3.0
+"""So long a save that gives way to other work may take once it is waited for; then it is made anew, with priority."""
 
 
 class Keeper:
@@ -69,6 +75,9 @@ class Keeper:
         self._stage_ends = frozenset(stage_ends)
         self._progress = progress
         self._best = run.evaluations(self._config.best_metric) if self._config.keep_best else {}
+        self._leave_copy_seconds = LEAVE_COPY_SHARE * config.hang.leave_seconds
+        if newest is not None and accelerator.is_main_process:  # its copy may have been cut off by a kill
+            self._saver.copy(run.checkpoints / checkpoint_name(newest), self._kept())
 
     def due(self, global_step: int) -> bool:
         """Whether a checkpoint is due after this step; never on another process than the main one."""
@@ -82,7 +91,7 @@ class Keeper:
 
     def evaluated(self, global_step: int, figures: Mapping[str, float]) -> None:
         """Be told of an evaluation, by which a checkpoint may be one of the best."""
-        if self._config.keep_best:
+        if self._config.keep_best and self._config.best_metric in figures:
             self._best[global_step] = figures[self._config.best_metric]
 
     def save(self, global_step: int, checkpoint: Checkpoint, *, urgent: bool = False) -> None:
@@ -111,26 +120,45 @@ class Keeper:
                 "host": platform.node(),
             },
         }
-        there = {step_of(path.name) for path in list_checkpoints(self._run.checkpoints)} | {self._newest}
-        evaluated = {step: figure for step, figure in self._best.items() if step in there}
-        best = best_steps(evaluated, self._config.best_metric, self._config.keep_best)
         self._timer.began(time.monotonic())
-        keep = {*best, *self._stage_ends}
-        self._saver.save(global_step, replace(checkpoint, state=state), at=at, keep=keep, urgent=urgent)
+        self._saver.save(global_step, replace(checkpoint, state=state), at=at, keep=self._kept(), urgent=urgent)
         self._newest = global_step
         self._held_up[global_step] = uptime() - at
         self._look()
 
     def complete(self, global_step: int, checkpoint: Checkpoint) -> str:
-        """Wait until one of this very step is written, which is begun if it was not; what went wrong, or "".
+        """Wait until one of this very step is written, which is begun if it was not, and a while for its copy.
 
-        Only the main process knows.
+        Returns what went wrong, or "". Only the main process knows.
         """
-        written = self._newest == global_step and not self._error and not self._copy_error
-        if not self._agree(written):
-            self.save(global_step, checkpoint, urgent=True)
+        return self._complete(global_step, checkpoint, self._leave_copy_seconds)
+
+    def insist(self, global_step: int, checkpoint: Checkpoint) -> str:
+        """Like `complete`, for the end of the run: waits for room on the disk, and until all is copied."""
+        began = time.monotonic()
+        while True:
+            error = self._complete(global_step, checkpoint, LAST_RETRY_SECONDS)
+            patience = LAST_PATIENCE_SECONDS if self._error or self._copy_error else LAST_COPY_SECONDS
+            over = not error or time.monotonic() - began > patience or self._vote.wants_to_stop
+            if self._agree(over):
+                return error
+            self._progress()
+            if self._error or self._copy_error:
+                time.sleep(LAST_RETRY_SECONDS)
+
+    def close(self) -> None:
+        """Let what is being written come to its end."""
+        self._saver.close()
+        with suppress(UserError):
+            self._look()
+
+    def _complete(self, global_step: int, checkpoint: Checkpoint, copy_seconds: float) -> str:
         began = uptime()
+        good = self._newest == global_step and not self._error and not self._copy_error
+        if not self._agree(good and self._saver.wait(HASTE_SECONDS)):
+            self.save(global_step, checkpoint, urgent=True)
         self._saver.wait()
+        copied = self._saver.wait_for_copies(copy_seconds)
         self._held_up[global_step] = self._held_up.get(global_step, 0.0) + uptime() - began
         self._look()
         if self._accelerator.is_main_process and not self._error:
@@ -138,24 +166,18 @@ class Keeper:
                 self._journal.sync()
             except OSError as error:  # lines that came after the checkpoint
                 self._error = str(error)
-        return self._error or self._copy_error
+        unfinished = "" if copied else f"the copy of step {global_step} in {self._config.url} is not finished"
+        return self._error or self._copy_error or unfinished
 
-    def insist(self, global_step: int, checkpoint: Checkpoint) -> str:
-        """Like `complete`, for the end of the run: waits a while for room on the disk."""
-        deadline = time.monotonic() + LAST_PATIENCE_SECONDS
-        while True:
-            error = self.complete(global_step, checkpoint)
-            over = not error or time.monotonic() > deadline or self._vote.wants_to_stop
-            if self._agree(over):
-                return error
-            self._progress()
-            time.sleep(LAST_RETRY_SECONDS)
+    def _kept(self) -> Keep:
+        """The rule, as things are now: the ends of stages, and of those that are there the best."""
+        figures, metric, count = dict(self._best), self._config.best_metric, self._config.keep_best
 
-    def close(self) -> None:
-        """Let what is being written come to its end."""
-        self._saver.wait()
-        with suppress(UserError):
-            self._look()
+        def keep(steps: Collection[int]) -> Collection[int]:
+            evaluated = {step: figures[step] for step in steps if step in figures}
+            return self._stage_ends.union(best_steps(evaluated, metric, count))
+
+        return keep
 
     def _agree(self, value: bool) -> bool:
         """What the main process says."""
@@ -177,7 +199,7 @@ class Keeper:
                 self._timer.failed(time.monotonic())
             else:
                 self._error = ""
-                self._timer.took(saved.seconds)
+                self._timer.took(saved.busy_seconds + self._held_up.get(saved.global_step, 0.0), saved.seconds)
             self._tell(partial(self._journal.saved, saved, self._held_up.pop(saved.global_step, 0.0)))
         for step, error in self._saver.copied():
             self._copy_error = error

@@ -177,13 +177,14 @@ class RunFolder:
         return found
 
     def evaluations(self, metric: str) -> dict[int, float]:
-        """A figure of all evaluations by the step after which they were made."""
+        """A figure of all evaluations that have it, by the step after which they were made."""
         found = {}
         with suppress(FileNotFoundError), self.metrics.open(encoding="utf-8") as lines:
             for text in lines:
                 if '"kind": "evaluate"' in text:
                     line = json.loads(text)
-                    found[line["global_step"]] = line["metrics"][metric]
+                    if metric in line["metrics"]:
+                        found[line["global_step"]] = line["metrics"][metric]
         return found
 
     def add_event(self, event: str, global_step: int, **details: Any) -> None:

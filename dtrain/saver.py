@@ -1,5 +1,6 @@
 """Writes checkpoints beside the training, one at a time. Knows neither steps nor processes, and says nothing itself."""
 
+import math
 import os
 import threading
 import time
@@ -7,14 +8,22 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from torch import Tensor
 
 from dtrain.bucket import Bucket
-from dtrain.checkpoint import CancelledError, Checkpoint, remove_old, save_checkpoint
+from dtrain.checkpoint import CancelledError, Checkpoint, Keep, remove_old, save_checkpoint
 from dtrain.copier import Copier
 from dtrain.snapshot import Snapshot
+
+LOWEST_PRIORITY = 19
+"""Of a thread, by which it gives way to the steps.
+
+One that only runs on an idle core would never run where other programs leave none, and the steps would wait until it
+lets go of the interpreter.
+"""
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,8 @@ class Saved:
     """Where it lies; None if it was not written."""
     error: str = ""
     """What went wrong: with the checkpoint if there is no path, else with removing old ones."""
+    busy_seconds: float = 0.0
+    """Processor time of it, which the steps may have lost."""
 
 
 class Saver:
@@ -46,22 +57,15 @@ class Saver:
         self._snapshots = Snapshot(), Snapshot(), Snapshot()
         self._thread: threading.Thread | None = None
         self._cancelled = threading.Event()
-        self._ended: list[Saved] = []
+        self._hurried = threading.Event()
+        self._ended: SimpleQueue[Saved] = SimpleQueue()
 
     @property
     def busy(self) -> bool:
         """Whether one is being written."""
         return self._thread is not None and self._thread.is_alive()
 
-    def save(
-        self,
-        global_step: int,
-        checkpoint: Checkpoint,
-        *,
-        at: float,
-        keep: Collection[int],
-        urgent: bool,
-    ) -> None:
+    def save(self, global_step: int, checkpoint: Checkpoint, *, at: float, keep: Keep, urgent: bool) -> None:
         """Take a snapshot of it and begin to write that, after the one before; old ones but `keep` are then removed.
 
         `at` is the uptime of the process when steps stood still for it. An urgent one is not slowed down, and takes the
@@ -71,44 +75,58 @@ class Saver:
             self._cancelled.set()
             if self._copier:
                 self._copier.cancel()
-        if self._thread is not None:
-            self._thread.join()
+        self.wait()
         self._cancelled.clear()
+        self._hurried.clear()
         for snapshot, tensors in zip(self._snapshots, _tensors_of(checkpoint), strict=True):
             snapshot.take(tensors)
         self._thread = threading.Thread(
-            target=self._write, args=(global_step, at, checkpoint.state, set(keep), urgent), name="saver", daemon=True
+            target=self._write, args=(global_step, at, checkpoint.state, keep, urgent), name="saver", daemon=True
         )
         self._thread.start()
 
-    def wait(self) -> None:
-        """Until nothing is being written or copied."""
-        if self._thread is not None:
-            self._thread.join()
+    def copy(self, checkpoint: Path, keep: Keep) -> None:
+        """Copy one that was written before behind the URL, if it is not there."""
         if self._copier:
-            self._copier.wait()
+            self._copier.copy(checkpoint, keep)
+
+    def wait(self, seconds: float = math.inf) -> bool:
+        """At most so long, until nothing is being written, which makes haste now; whether that is so."""
+        self._hurried.set()
+        if self._thread is not None:
+            self._thread.join(None if seconds == math.inf else seconds)
+        return not self.busy
+
+    def wait_for_copies(self, seconds: float) -> bool:
+        """At most so long, until nothing is left to copy; whether that is so."""
+        return self._copier is None or self._copier.wait(seconds)
 
     def ended(self) -> list[Saved]:
         """What became of those that ended since this was asked last."""
-        ended, self._ended = self._ended, []
-        return ended
+        return [self._ended.get() for _ in range(self._ended.qsize())]
 
     def copied(self) -> list[tuple[int, str]]:
         """The steps whose checkpoints were copied behind the URL since this was asked last; what went wrong, or ""."""
         return self._copier.ended() if self._copier else []
 
-    def _write(self, global_step: int, at: float, state: dict[str, Any], keep: set[int], urgent: bool) -> None:
+    def close(self) -> None:
+        """Let what is being written come to its end, and give up copies."""
+        self.wait()
+        if self._copier:
+            self._copier.cancel()
+
+    def _write(self, global_step: int, at: float, state: dict[str, Any], keep: Keep, urgent: bool) -> None:
         if not urgent:
-            # On Linux a thread is scheduled on its own; like this, only while a core has nothing else to do.
-            with suppress(OSError, AttributeError):
-                os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
+            with suppress(OSError, AttributeError):  # on Linux, a thread has a priority of its own
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+        rest = _Rest(self._cancelled, None if urgent else self._hurried)
         began = time.monotonic()
         path, error = None, ""
         try:
             self._sync()
             weights, optimizer, average = (snapshot.on_host() for snapshot in self._snapshots)
             checkpoint = Checkpoint(weights, optimizer, state, average)
-            path = save_checkpoint(self._folder, global_step, checkpoint, cancelled=self._cancelled.is_set)
+            path = save_checkpoint(self._folder, global_step, checkpoint, cancelled=rest)
             if self._copier:
                 self._copier.copy(path, keep)
             remove_old(self._folder, self._keep_last, keep)
@@ -116,7 +134,23 @@ class Saver:
             return
         except Exception as failure:  # whatever it is, nobody may take this one for saved
             error = str(failure) or type(failure).__name__
-        self._ended.append(Saved(global_step, at, time.monotonic() - began, path, error))
+        self._ended.put(Saved(global_step, at, time.monotonic() - began, path, error, time.thread_time()))
+
+
+class _Rest:
+    """To be called between pieces of work: takes a rest as long as the piece took; returns whether to give up."""
+
+    def __init__(self, cancelled: threading.Event, hurried: threading.Event | None) -> None:
+        """No rest once `hurried` is set; none at all without it."""
+        self._cancelled = cancelled
+        self._hurried = hurried
+        self._since = time.monotonic()
+
+    def __call__(self) -> bool:
+        if self._hurried is not None:
+            self._hurried.wait(time.monotonic() - self._since)
+            self._since = time.monotonic()
+        return self._cancelled.is_set()
 
 
 def _tensors_of(checkpoint: Checkpoint) -> tuple[Mapping[str, Tensor], ...]:

@@ -95,7 +95,7 @@ class Process:
             self._step()
         saved = checkpoint(step, self.config)
         assert saved.state["metrics_bytes"] == self.run.metrics_lines.end()
-        self.saver.save(step, saved, at=0.0, keep={BEST}, urgent=False)
+        self.saver.save(step, saved, at=0.0, keep=lambda steps: {BEST}, urgent=False)
         self.saver.wait()
         (ended,) = self.saver.ended()
         assert ended.path, ended.error

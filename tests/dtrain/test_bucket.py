@@ -357,9 +357,9 @@ def test_the_last_and_the_best_are_kept_and_what_is_later_goes(place: Place, tmp
         save_checkpoint(tmp_path / "local", step, checkpoint(step, config))
     upload(place, tmp_path / "local", log, 4, 8, 12, 16, 20, 24)
     place.delete("step-00000012/files.json")
-    place.bucket.remove_old(20, keep_last=2, keep={4})
+    place.bucket.remove_old(20, keep_last=2, keep=lambda steps: {4})
     assert place.objects() == objects_of(4, 16, 20)
-    place.bucket.remove_old(20, keep_last=1, keep=())
+    place.bucket.remove_old(20, keep_last=1, keep=lambda steps: ())
     assert place.objects() == objects_of(20)
     place.bucket.remove(20)
     place.bucket.remove(20)
@@ -389,8 +389,9 @@ def test_a_saver_says_that_the_copy_failed_while_the_checkpoint_is_safe_here(
 
     def save(saver: Saver, step: int) -> tuple[Path | None, str]:
         checkpoint = Checkpoint({"w": torch.ones(3)}, {}, {"global_step": step})
-        saver.save(step, checkpoint, at=0.0, keep=(), urgent=False)
+        saver.save(step, checkpoint, at=0.0, keep=lambda steps: (), urgent=False)
         saver.wait()
+        assert saver.wait_for_copies(60)
         (ended,) = saver.ended()
         ((copied, error),) = saver.copied()
         assert (copied, ended.error) == (step, "")

@@ -114,7 +114,7 @@ def test_every_so_many_minutes_from_the_begin_of_the_last() -> None:
     assert not timer.due(4, now=129.9)
     assert timer.due(5, now=130.0)
     timer.began(130.0)
-    timer.took(20.0)
+    timer.took(20.0, seconds=20.0)
     assert not timer.due(6, now=159.0)
     assert timer.due(7, now=160.0)
 
@@ -124,27 +124,27 @@ def test_auto_begins_early_and_then_takes_the_measured_time() -> None:
     assert not timer.due(1, now=FIRST_SECONDS - 1)
     assert timer.due(1, now=FIRST_SECONDS)
     timer.began(FIRST_SECONDS)
-    timer.took(2.0)
+    timer.took(2.0, seconds=3.0)
     best = optimal_seconds(2.0, HOUR)
     assert 110 < best < 125
     assert timer.seconds == best
     assert not timer.due(2, now=FIRST_SECONDS + best - 0.1)
     assert timer.due(3, now=FIRST_SECONDS + best)
     timer.began(1000.0)
-    timer.took(8.0)
+    timer.took(8.0, seconds=9.0)
     assert timer.seconds == optimal_seconds(8.0, HOUR)
 
 
 def test_auto_leaves_most_of_the_time_to_something_else_than_saving() -> None:
     timer = SaveTimer(Interval("auto"), 60.0, now=0.0)
-    timer.took(50.0)
+    timer.took(1.0, seconds=50.0)
     assert timer.seconds == 200.0
 
 
 @pytest.mark.parametrize("interval", [Interval("steps", 1000), Interval("minutes", 60), Interval("auto")])
 def test_one_that_failed_is_tried_again_before_the_next(interval: Interval) -> None:
     timer = SaveTimer(interval, 100 * HOUR, now=0.0)
-    timer.took(100.0)
+    timer.took(100.0, seconds=100.0)
     timer.began(1000.0)
     timer.failed(1010.0)
     assert not timer.due(1, now=1010.0 + RETRY_SECONDS - 1)

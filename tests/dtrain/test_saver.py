@@ -49,7 +49,9 @@ class Training:
 
     def save(self, number: int, *, keep: Collection[int] = (), urgent: bool = False) -> None:
         state = {"global_step": number}
-        self.saver.save(number, Checkpoint(self.weights, self.moments, state), at=5.0, keep=keep, urgent=urgent)
+        self.saver.save(
+            number, Checkpoint(self.weights, self.moments, state), at=5.0, keep=lambda steps: keep, urgent=urgent
+        )
 
     def saved(self) -> Saved:
         """What became of the only one since this was asked last."""
@@ -82,7 +84,9 @@ def test_it_is_of_the_moment_of_the_call_though_training_goes_on(tmp_path: Path)
         assert training.saver.ended() == []
         go_on.set()
         ended = training.saved()
-        assert ended == Saved(number, 5.0, ended.seconds, tmp_path / f"beside/step-{number:08d}")
+        path = tmp_path / f"beside/step-{number:08d}"
+        assert ended == Saved(number, 5.0, ended.seconds, path, busy_seconds=ended.busy_seconds)
+        assert ended.busy_seconds > 0
         assert ended.seconds > 0
         assert not training.saver.busy
         alone = save_checkpoint(tmp_path / "alone", number, expected)
@@ -149,6 +153,7 @@ def test_an_urgent_one_that_comes_during_the_upload_leaves_the_local_one(tmp_pat
         time.sleep(0.001)
     training.save(5, urgent=True)
     training.saver.wait()
+    assert training.saver.wait_for_copies(PATIENCE_SECONDS)
     first, second = training.saver.ended()
     assert (first.path, second.path) == (tmp_path / "run/step-00000004", tmp_path / "run/step-00000005")
     assert (first.error, second.error) == ("", "")
@@ -157,14 +162,15 @@ def test_an_urgent_one_that_comes_during_the_upload_leaves_the_local_one(tmp_pat
 
 
 def test_it_gives_way_to_the_steps_unless_it_is_urgent(tmp_path: Path) -> None:
-    policies: list[int] = []
+    priorities: list[int] = []
+    own = os.getpriority(os.PRIO_PROCESS, 0)
     training = Training(
-        tmp_path / "run", sync=lambda: policies.append(os.sched_getscheduler(threading.get_native_id()))
+        tmp_path / "run", sync=lambda: priorities.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
     )
     for urgent in (False, True):
         training.save(1, urgent=urgent)
         training.saved()
-    assert policies == [os.SCHED_IDLE, os.sched_getscheduler(0)]
+    assert priorities == [19, own]
     assert os.sched_getscheduler(0) != os.SCHED_IDLE
 
 

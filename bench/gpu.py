@@ -2,9 +2,9 @@
 
 Checks: the network gives on the GPU what it gives on the CPU; a run on the GPU through the real launcher is preempted
 by SIGTERM, resumes, and ends with the samples that an undisturbed one saw and, deterministic algorithms switched on,
-with the same bytes; with BatchNorm over the global batch, one and several GPUs learn the same. Measures: training steps
-per size and precision, the loader alone, both together, and steps beside a save. `--device cpu --quick` tries the
-command itself without a GPU.
+with the same bytes; one moves to the CPU and back; with BatchNorm over the global batch, one and several GPUs learn the
+same. Measures: training steps per size and precision, the loader alone, both together, and steps beside a save.
+`--device cpu --quick` tries the command itself without a GPU.
 """
 
 import argparse
@@ -34,6 +34,7 @@ MAX_LOADED = 256
 """The largest batch that is loaded here: there are 2,160 tuples."""
 LAUNCH_TIMEOUT = 150.0
 BATCH = 16
+LAUNCHER, CPU_LAUNCHER = "accelerate_config.yaml", "launch/accelerate/cpu.yaml"
 
 Report = dict[str, Any]
 
@@ -77,14 +78,7 @@ def check_preemption(shards: Path, processes: int, *, steps: int, width: float) 
     config = _write_config(folder, shards, steps=steps, width=width)
     untouched, taken = folder / "untouched", folder / "taken"
     _launch(config, untouched, processes).wait(LAUNCH_TIMEOUT)
-    first = _launch(config, taken, processes)
-    deadline = time.monotonic() + LAUNCH_TIMEOUT
-    while _logged_steps(taken) < steps + steps // 2 and first.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    first.send_signal(signal.SIGTERM)
-    asked = time.monotonic()
-    first.wait(LAUNCH_TIMEOUT)
-    leaving = time.monotonic() - asked
+    leaving = _stop(_launch(config, taken, processes), taken, steps + steps // 2)
     stopped = json.loads((taken / "status.json").read_text())
     again = time.monotonic()
     _launch(config, taken, processes).wait(LAUNCH_TIMEOUT)
@@ -99,6 +93,45 @@ def check_preemption(shards: Path, processes: int, *, steps: int, width: float) 
         "same_bytes_in_the_end": same_bytes,
         "ok": same and same_bytes and stopped["state"] == "preempted" and final["state"] == "done",
     }
+
+
+def check_moves(shards: Path, processes: int, *, steps: int, width: float) -> Report:
+    """A run that goes from the GPU to the CPU and back, a few steps on each; its samples against one that stayed.
+
+    The relative difference is that of the losses of the first epoch, of which a part is done on each.
+    """
+    folder = FOLDER / "gpu-moves"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    config = _write_config(folder, shards, steps=steps, width=width)
+    stayed, moved = folder / "stayed", folder / "moved"
+    short = ("--stages.0.epochs", "2")
+    _launch(config, stayed, processes, *short).wait(LAUNCH_TIMEOUT)
+    _stop(_launch(config, moved, processes, *short), moved, steps // 3)
+    _stop(_launch(config, moved, 1, *short, launcher=CPU_LAUNCHER), moved, 2 * steps // 3)
+    _launch(config, moved, processes, *short).wait(LAUNCH_TIMEOUT)
+    events = map(json.loads, (moved / "events.jsonl").read_text().splitlines())
+    devices = [event["device"] for event in events if event["event"] in ("start", "resume")]
+    pairs = zip(_losses(stayed)[:steps], _losses(moved)[:steps], strict=True)
+    same = _audit(moved) == _audit(stayed)
+    done = json.loads((moved / "status.json").read_text())["state"] == "done"
+    return {
+        "devices": " → ".join(devices),
+        "same_samples_in_every_step": same,
+        "relative_difference_of_losses": max(abs(a - b) / abs(a) for a, b in pairs),
+        "ok": same and done and len(devices) == 3,
+    }
+
+
+def _stop(launched: "subprocess.Popen[bytes]", run: Path, step: int) -> float:
+    """Tell a training to stop once it has logged so many steps; how long it took to leave, in seconds."""
+    deadline = time.monotonic() + LAUNCH_TIMEOUT
+    while _logged_steps(run) < step and launched.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    launched.send_signal(signal.SIGTERM)
+    asked = time.monotonic()
+    launched.wait(LAUNCH_TIMEOUT)
+    return time.monotonic() - asked
 
 
 def _write_config(folder: Path, shards: Path, *, steps: int, width: float) -> Path:
@@ -120,11 +153,13 @@ def _write_config(folder: Path, shards: Path, *, steps: int, width: float) -> Pa
     return path
 
 
-def _launch(config: Path, run: Path, processes: int, *options: str) -> "subprocess.Popen[bytes]":
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_config.yaml"]
-    train = ["--num_processes", str(processes), "-m", "dtrain", "train", str(config), "--run", str(run), *options]
+def _launch(
+    config: Path, run: Path, processes: int, *options: str, launcher: str = LAUNCHER
+) -> "subprocess.Popen[bytes]":
+    launch = ["-m", "accelerate.commands.launch", "--config_file", launcher, "--num_processes", str(processes)]
+    train = ["-m", "dtrain", "train", str(config), "--run", str(run), *options]
     with run.with_suffix(".log").open("ab") as log:
-        return subprocess.Popen([sys.executable, *launcher, *train], stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen([sys.executable, *launch, *train], stdout=log, stderr=subprocess.STDOUT)
 
 
 def measure_steps(device: torch.device, batches: dict[int, int], width: float, repeats: int) -> list[Report]:
@@ -217,6 +252,8 @@ def main() -> int:
     print_rows("Check: same network on CPU", [result["parity"]])
     result["preemption"] = check_preemption(shards, processes, steps=6 if quick else 40, width=min(width, 0.25))
     print_rows("Check: preempted and resumed through the launcher", [result["preemption"]])
+    result["moves"] = check_moves(shards, processes, steps=6 if quick else 30, width=min(width, 0.25))
+    print_rows("Check: from the GPU to the CPU and back", [result["moves"]])
     result["sync_batch_norm"] = check_sync_batch_norm(shards, torch.cuda.device_count())
     print_rows("Check: BatchNorm over the global batch", [result["sync_batch_norm"]])
     with tempfile.TemporaryDirectory() as folder:
@@ -240,7 +277,7 @@ def main() -> int:
     result["seconds"] = time.monotonic() - began
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(result, indent=1) + "\n")
-    passed = all(result[check]["ok"] for check in ("parity", "preemption", "sync_batch_norm"))
+    passed = all(result[check]["ok"] for check in ("parity", "preemption", "moves", "sync_batch_norm"))
     print(f"\n{'all checks passed' if passed else 'A CHECK FAILED'}; {result['seconds']:.0f} s; {arguments.json}")
     return 0 if passed else 1
 

@@ -27,21 +27,19 @@ class Curves:
         if self._tensorboard:
             accelerator.trackers.append(self._tensorboard)
         if others := [name for name in names if name in TRACKERS]:
-            from dtrain.follower import Follower, Notes
+            from dtrain.follower import Follower, Followers, Note, Notes
 
-            notes = Notes(run.trackers)
+            followers = Followers(
+                run,
+                leave_seconds=min(LEAVE_SECONDS, config.hang.leave_seconds / 3),
+                done_seconds=min(DONE_SECONDS, config.hang.step_seconds / 2),
+            )
+            accelerator.trackers.insert(0, followers)  # before TensorBoard, which a full disk breaks off
+            notes, project = Notes(run.trackers), config.log.project
             for name in others:
-                follower = Follower(
-                    TRACKERS[name](notes.get(name, config.log.project)[0]),
-                    run,
-                    accelerator,
-                    config.log.project,
-                    config.identity(),
-                    notes,
-                    leave_seconds=min(LEAVE_SECONDS, config.hang.leave_seconds / 3),
-                    done_seconds=min(DONE_SECONDS, config.hang.step_seconds / 2),
-                )
-                accelerator.trackers.insert(0, follower)  # before TensorBoard, which a full disk breaks off
+                note = Note(project) if TRACKERS[name].is_lost(run.path) else notes.get(name, project)
+                tracker = TRACKERS[name](note.id)
+                followers.add(Follower(tracker, run, accelerator, config.identity(), notes, note))
 
     def add(self, group: str, figures: Mapping[str, float], global_step: int) -> None:
         """Add a point to each curve "group/name", of a line that metrics.jsonl has."""

@@ -51,7 +51,7 @@ def make_accelerator(config: Config) -> Accelerator:
     return Accelerator(
         cpu=not cuda,
         mixed_precision=_MIXED_PRECISION[config.precision],
-        log_with=list(config.log.trackers),
+        log_with=list(config.log.trackers) or None,
         project_dir=str(config.run),
         kwargs_handlers=[
             DistributedDataParallelKwargs(gradient_as_bucket_view=True),

@@ -3,10 +3,15 @@
 Where the tracker fails, it is tried again from the point that failed; the files are the queue, so nothing piles up.
 """
 
+import atexit
 import json
+import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +26,51 @@ from shard_tools.errors import UserError
 OPEN_SECONDS = 120.0
 POLL_SECONDS = 1.0
 RETRY_SECONDS = 15.0
+EXIT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Note:
+    """What is known of a tracker's run; without an id there is none yet."""
+
+    project: str
+    id: str | None = None
+    described: bool = False
+    """Whether it has the hyperparameters."""
+    step: int = -1
+    """The last one that it was sent."""
 
 
 class Notes:
-    """trackers.json: by the name of a tracker its project, the id of its run and the last step that it was sent."""
+    """trackers.json: by the name of a tracker, the note of its run."""
 
     def __init__(self, path: Path) -> None:
         """Raises UserError if there is such a file that can't be read."""
         self._path = path
         self._lock = threading.Lock()
-        self._notes: dict[str, dict[str, Any]] = {}
+        self._notes: dict[str, Note] = {}
         try:
-            self._notes = json.loads(path.read_text())
+            self._notes = {name: Note(**note) for name, note in json.loads(path.read_text()).items()}
         except FileNotFoundError:
             pass
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: can't be read: {error}; remove it, and the trackers get new runs") from None
 
-    def get(self, tracker: str, project: str) -> tuple[str | None, int]:
-        """The id of the tracker's run in that project, and the last step it was sent; (None, -1) if there is none."""
-        note = self._notes.get(tracker, {})
-        return (note["id"], note["step"]) if note.get("project") == project else (None, -1)
+    def get(self, tracker: str, project: str) -> Note:
+        """The tracker's run in that project."""
+        note = self._notes.get(tracker)
+        return note if note is not None and note.project == project else Note(project)
 
-    def put(self, tracker: str, project: str, run_id: str, step: int) -> None:
+    def put(self, tracker: str, note: Note) -> None:
         """Write it down. Raises OSError if that can't be done; it is not lost then, but written with the next one."""
         with self._lock:
-            self._notes[tracker] = {"project": project, "id": run_id, "step": step}
-            write_atomically(self._path, json.dumps(self._notes, indent=1) + "\n")
+            self._notes[tracker] = note
+            notes = {name: asdict(note) for name, note in self._notes.items()}
+            write_atomically(self._path, json.dumps(notes, indent=1) + "\n")
 
 
 class Follower:
-    """On the main process alone; one for each tracker. Among Accelerate's trackers only to be closed by it.
+    """On the main process alone; one for each tracker.
 
     A step's points are sent together, as soon as there is a later step or the run is done, for a tracker may take each
     step only once.
@@ -62,28 +81,21 @@ class Follower:
         tracker: Tracker,
         run: RunFolder,
         accelerator: Accelerator,
-        project: str,
         hyperparameters: Mapping[str, Any],
         notes: Notes,
-        *,
-        leave_seconds: float,
-        done_seconds: float,
+        note: Note,
     ) -> None:
-        """Open the tracker's run; where there is one already, that is done on the way, and may fail for a while.
+        """Open the run of the tracker that `note` is of; where there is one, on the way, and it may fail for a while.
 
-        `finish` takes `done_seconds` at most if the run is done, else `leave_seconds`.
         Raises UserError if the tracker has no run yet and can't begin one.
         """
-        self.name = f"{tracker.name}, followed"
         self._tracker = tracker
         self._run = run
         self._accelerator = accelerator
-        self._project = project
         self._hyperparameters = hyperparameters
-        self._notes = notes
-        self._leave_seconds, self._done_seconds = leave_seconds, done_seconds
-        self._begins = tracker.run_id is None
-        self._sent = notes.get(tracker.name, project)[1]
+        self._notes, self._note = notes, note
+        self._begins = note.id is None
+        self._sent = note.step
         self._offset = 0
         self._behind = False
         self._closed = False
@@ -96,11 +108,14 @@ class Follower:
         if self._begins:
             self._require_open()
 
-    def finish(self) -> None:
-        """Send what is left, for a limited time, and say what could not be sent."""
-        self._done = self._run.read_status().get("state") == "done"
+    def close(self, *, done: bool) -> None:
+        """Have what is left sent, of a run that is done also the last step. Waits for nothing."""
+        self._done = done
         self._closing.set()
-        self._thread.join(self._done_seconds if self._done else self._leave_seconds)
+
+    def wait(self, deadline: float) -> None:
+        """After `close`: wait until all is sent, or time.monotonic() is `deadline`, and say what could not be sent."""
+        self._thread.join(max(deadline - time.monotonic(), 0.0))
         if not self._closed and (self._behind or self._thread.is_alive()):
             after = f"after step {self._sent}" if self._sent >= 0 else "from the first one"
             later = "" if self._done else "; the same command goes on with that, too"
@@ -141,14 +156,21 @@ class Follower:
         return True
 
     def _open(self) -> None:
-        self._tracker.open(self._accelerator, self._project, self._run.path)
-        if self._begins:
-            self._note(-1)
-            self._tracker.describe(self._hyperparameters)
+        self._tracker.open(self._accelerator, self._note.project, self._run.path)
         last = self._tracker.last_step()
         self._sent = self._sent if last is None else last
+        self._keep(id=self._tracker.run_id, step=self._sent)
 
     def _catch_up(self) -> None:
+        if not self._note.described:
+            self._tracker.describe(self._hyperparameters)
+            self._keep(described=True)
+        try:
+            self._send_new_steps()
+        finally:
+            self._keep(step=self._sent)
+
+    def _send_new_steps(self) -> None:
         for points in read_steps(self._run.metrics, self._offset):
             if points.last and not (self._closing.is_set() and self._done):
                 self._offset = points.begin
@@ -158,13 +180,56 @@ class Follower:
                 self._tracker.send(points.step, points.figures, panel if panel.is_file() else None)
                 self._sent = points.step
             self._offset = points.begin
-        self._note(self._sent)
 
-    def _note(self, step: int) -> None:
-        run_id = self._tracker.run_id
-        assert run_id is not None, "it is open"
-        if self._notes.get(self._tracker.name, self._project) != (run_id, step):
-            self._notes.put(self._tracker.name, self._project, run_id, step)
+    def _keep(self, **changes: Any) -> None:
+        note = replace(self._note, **changes)
+        if note != self._note:
+            self._note = note
+            self._notes.put(self._tracker.name, note)
 
     def _warn(self, what: str) -> None:
         print(f"log.trackers: {self._tracker.name}: {what}", file=sys.stderr, flush=True)
+
+
+class Followers:
+    """All of a run's. Among Accelerate's trackers only to be closed by it."""
+
+    name = "followers"
+
+    def __init__(self, run: RunFolder, *, leave_seconds: float, done_seconds: float) -> None:
+        """`finish` takes `done_seconds` at most if the run is done, else `leave_seconds`, however many there are."""
+        self._run = run
+        self._leave_seconds, self._done_seconds = leave_seconds, done_seconds
+        self._all: list[Follower] = []
+
+    def add(self, follower: Follower) -> None:
+        """Have it closed, too."""
+        self._all.append(follower)
+
+    def finish(self) -> None:
+        """Have all of them send what is left, at the same time, and say what could not be sent.
+
+        When this process ends, it does so within EXIT_SECONDS, whatever the trackers' packages want to do then.
+        """
+        done = False
+        with suppress(UserError):  # a status that can't be read
+            done = self._run.read_status().get("state") == "done"
+        deadline = time.monotonic() + (self._done_seconds if done else self._leave_seconds)
+        for follower in self._all:
+            follower.close(done=done)
+        for follower in self._all:
+            follower.wait(deadline)
+        _limit_exit(EXIT_SECONDS, code=0 if sys.exc_info()[0] is None else 1)
+
+
+def _limit_exit(seconds: float, code: int) -> None:
+    """Let what is called at the exit of the interpreter take so long at most; then the process ends with `code`."""
+    exits = threading.Event()
+
+    def end() -> None:
+        exits.wait()
+        time.sleep(seconds)
+        os._exit(code)
+
+    threading.Thread(target=end, name="exit", daemon=True).start()
+    atexit.register(exits.set)

@@ -66,7 +66,7 @@ class Keeper:
             run.checkpoints,
             keep_last=self._config.keep_last,
             bucket=bucket,
-            log=(run.metrics, run.events),
+            log=(run.metrics, run.events, run.trackers),
             sync=journal.sync,
         )
         self._held_up: dict[int, float] = {}

@@ -52,7 +52,11 @@ class RunFolder:
         self.audit = path / "audit"
         self.profile = path / "profile"
         self.tensorboard = path / "tensorboard"
-        self._folders = (self.checkpoints, self.panels, self.audit, self.profile, self.tensorboard, self.nonfinite)
+        self.tracker_folders = (path / "mlflow", path / "wandb", path / ".aim")
+        self._folders = (
+            *(self.checkpoints, self.panels, self.audit, self.profile, self.nonfinite),
+            *(self.tensorboard, *self.tracker_folders),
+        )
         self._results = (
             *(self.evaluation, self.evaluation_picture, self.worst_picture, self.best_picture),
             self.report,

@@ -19,6 +19,8 @@ from shard_tools.errors import UserError
 
 PANEL = "test/panel"
 
+_MLFLOW_PLACE = "MLFLOW_TRACKING_URI"
+
 
 def require_installed(names: Collection[str]) -> None:
     """Raise UserError unless the packages of these trackers are installed. Imports none of them."""
@@ -48,6 +50,11 @@ class Tracker(ABC):
         self.run_id = run_id
         self._tracker: Any = None
 
+    @classmethod
+    def is_lost(cls, run: Path) -> bool:
+        """Whether the tracker's runs lay in the run folder and are gone from there: it has to begin one."""
+        return False
+
     def open(self, accelerator: Accelerator, project: str, run: Path) -> None:
         """Begin the tracker's run or go on with it; `run` is the run folder. Afterwards `run_id` is known."""
         arguments = self._arguments(project, run)
@@ -59,7 +66,7 @@ class Tracker(ABC):
         self._tracker.store_init_configuration(dict(hyperparameters))
 
     def last_step(self) -> int | None:
-        """The last step that the tracker has; None if it can't tell."""
+        """The last step that the tracker has, -1 if it has none; None if it can't tell."""
         return None
 
     def send(self, step: int, figures: Mapping[str, float], panel: Path | None) -> None:
@@ -104,9 +111,12 @@ class WandB(Tracker):
         return str(self._tracker.tracker.id)
 
     def last_step(self) -> int | None:
-        """What the server has; it can't tell offline."""
+        """What the server has. Offline the files of each attempt lie in a folder of their own; without them, none."""
         run = self._tracker.tracker
-        return int(run.starting_step) - 1 if run.resumed else None
+        if run.offline:
+            own = Path(run.dir).parent
+            return None if any(folder != own for folder in own.parent.glob(f"*run-*-{run.id}")) else -1
+        return int(run.starting_step) - 1 if run.resumed else -1
 
     def send(self, step: int, figures: Mapping[str, float], panel: Path | None) -> None:
         if panel is not None:
@@ -116,7 +126,10 @@ class WandB(Tracker):
 
 
 class MLflow(Tracker):
-    """Keeps each point as often as it is sent, so what it has is not sent again. Pictures are artifacts."""
+    """In RUN/mlflow, unless MLFLOW_TRACKING_URI names a server or another store. Pictures are artifacts.
+
+    Keeps each point as often as it is sent, so what it has is not sent again.
+    """
 
     name = "mlflow"
     way_out = "MLFLOW_TRACKING_URI says where it is: a server, or sqlite:////PATH/mlflow.db"
@@ -124,25 +137,40 @@ class MLflow(Tracker):
     def __init__(self, run_id: str | None) -> None:
         super().__init__(run_id)
         self._has: dict[str, int] | None = None
+        self._own: Path | None = None
+
+    @classmethod
+    def is_lost(cls, run: Path) -> bool:
+        return _MLFLOW_PLACE not in os.environ and not (run / "mlflow" / "mlflow.db").is_file()
 
     def _arguments(self, project: str, run: Path) -> dict[str, Any]:
         # it would wait for minutes; here is who tries again
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        return {"run_name": run.name, "run_id": self.run_id}
+        arguments = {"run_name": run.name, "run_id": self.run_id}
+        if _MLFLOW_PLACE not in os.environ:
+            self._own = (run / "mlflow").resolve()
+            self._own.mkdir(exist_ok=True)
+            os.environ[_MLFLOW_PLACE] = f"sqlite:///{self._own / 'mlflow.db'}"
+        if self._own:
+            arguments["logging_dir"] = (self._own / "artifacts").as_uri()
+        return arguments
 
     def _id(self) -> str:
         return str(self._tracker.tracker.info.run_id)
 
     def send(self, step: int, figures: Mapping[str, float], panel: Path | None) -> None:
-        if self._has is None:
-            self._has = self._last_steps()
-        missing = {name: value for name, value in figures.items() if step > self._has.get(name, -1)}
+        has = self._last_steps() if self._has is None else self._has
+        self._has = None  # asked again, if this fails halfway
+        missing = {name: value for name, value in figures.items() if step > has.get(name, -1)}
         if missing:
             super().send(step, missing, panel)
+        self._has = has
 
     def _send_panel(self, step: int, panel: Path) -> None:
-        self._tracker.log_artifact(str(panel), "panels")
+        """MLflow has noted where a run's pictures go: once the run folder was moved, they would go to the old place."""
+        if self._own is None or self._tracker.tracker.info.artifact_uri.startswith(self._own.as_uri()):
+            self._tracker.log_artifact(str(panel), "panels")
 
     def _last_steps(self) -> dict[str, int]:
         """The last step of each curve."""
@@ -158,6 +186,10 @@ class Aim(Tracker):
 
     name = "aim"
     way_out = "its files are in the run folder, .aim"
+
+    @classmethod
+    def is_lost(cls, run: Path) -> bool:
+        return not (run / ".aim").is_dir()
 
     def _title(self, project: str, run: Path) -> str:
         return run.name
@@ -177,8 +209,10 @@ class ClearML(Tracker):
     way_out = "run `clearml-init` or set CLEARML_API_HOST and its keys; CLEARML_OFFLINE_MODE=1 needs no server"
 
     def _arguments(self, project: str, run: Path) -> dict[str, Any]:
-        # a process forked beside threads may hang
-        os.environ.setdefault("CLEARML__SDK__DEVELOPMENT__REPORT_USE_SUBPROCESS", "false")
+        from clearml.config import config_obj
+
+        # It would fork beside our threads, which may hang for ever.
+        config_obj.set_overrides({"sdk": {"development": {"report_use_subprocess": False}}})
         goes_on = {"reuse_last_task_id": self.run_id, "continue_last_task": 0}  # 0: steps are counted as they are
         return {
             "task_name": run.name,

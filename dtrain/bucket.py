@@ -1,7 +1,7 @@
 """Checkpoints behind a URL: copies of local ones, whole as soon as their list of files is there. Decides nothing.
 
-URL/step-00001234/ holds the files of the checkpoint, and copies of metrics.jsonl, events.jsonl and trackers.json as they
-were then, so that a run goes on from there on a machine that has never seen its folder.
+URL/step-00001234/ holds the files of the checkpoint, and copies of metrics.jsonl, events.jsonl and trackers.json as
+they were then, so that a run goes on from there on a machine that has never seen its folder.
 """
 
 import json

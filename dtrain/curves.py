@@ -52,7 +52,7 @@ class Curves:
             self._tensorboard.add_picture(PANEL, panel, global_step)
 
     def flush(self) -> None:
-        """Hand all points to the kernel. May be called by another thread."""
+        """Hand all points to the kernel, and note how far they go. May be called by another thread."""
         if self._tensorboard:
             self._tensorboard.flush()
 

@@ -11,7 +11,7 @@ from dtrain.config import Config
 from dtrain.devices import on_main_process, settle_gradient_buckets
 from dtrain.init_from import init_weights
 from dtrain.networks import make_network
-from dtrain.optimizer import join_state, make_optimizer, parameters_of, split_state
+from dtrain.optimizer import join_state, make_optimizer, split_state
 from dtrain.update import Update
 from shard_tools.errors import UserError
 
@@ -20,7 +20,10 @@ class Learner:
     """Every method is called by every process."""
 
     def __init__(self, config: Config, accelerator: Accelerator, checkpoint: Checkpoint | None) -> None:
-        """Build everything as the configuration says; `checkpoint` is one of the same network and optimizer."""
+        """Build everything as the configuration says, which has the last word; `checkpoint` is one of the same network.
+
+        State that is not in the checkpoint, or that of an optimizer of another name, begins empty.
+        """
         self._accelerator = accelerator
         set_seed(config.seed)
         module = make_network(config.model)
@@ -37,11 +40,11 @@ class Learner:
             on_main_process(accelerator, lambda: init_weights(self.module, place))
         optimizer = make_optimizer(config.optimizer, self.module)
         self.model, self.optimizer = accelerator.prepare(self.module, optimizer)
-        if checkpoint:
+        if checkpoint and checkpoint.state["identity"]["optimizer.name"] == config.optimizer.name:
             rest = checkpoint.state["optimizer"]
-            self.optimizer.load_state_dict(join_state(checkpoint.optimizer, rest, parameters_of(optimizer)))
-            if accelerator.scaler is not None:
-                accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
+            self.optimizer.load_state_dict(join_state(checkpoint.optimizer, rest, optimizer))
+        if checkpoint and accelerator.scaler is not None and checkpoint.state["scaler"]:
+            accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
         settle_gradient_buckets(self.model, accelerator.device)
         self.average = None
         if config.optimizer.ema_half_life:

@@ -1,6 +1,6 @@
 """The optimizer that a configuration names, and its state as tensors and numbers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -32,29 +32,27 @@ def make_optimizer(config: OptimizerConfig, module: nn.Module) -> Optimizer:
             return SGD(groups, momentum=config.momentum, **rest)
 
 
-def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
-    """All parameters in the order in which the optimizer's state counts them."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
 def split_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `state_dict` of an optimizer gives, as tensors by name ("12.exp_avg" of parameter 12) and the rest, JSON."""
+    """What is to be kept of `state_dict`: tensors by name ("12.exp_avg" of parameter 12) and the rest, JSON.
+
+    Hyperparameters are not: they follow from the configuration and the device.
+    """
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
     for index, values in state["state"].items():
         for key, value in values.items():
             (tensors if isinstance(value, Tensor) else numbers)[f"{index}.{key}"] = value
-    return tensors, {"numbers": numbers, "param_groups": state["param_groups"]}
+    return tensors, {"numbers": numbers}
 
 
-def join_state(
-    tensors: Mapping[str, Tensor], rest: Mapping[str, Any], parameters: Iterable[nn.Parameter]
-) -> dict[str, Any]:
-    """What `load_state_dict` takes. Tensors of the shape of their parameter get its order of axes in memory, too.
+def join_state(tensors: Mapping[str, Tensor], rest: Mapping[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+    """What `load_state_dict` of `optimizer` takes so that it keeps its hyperparameters.
 
+    Tensors of the shape of their parameter get its order of axes in memory, too.
     Raises ValueError if a name belongs to no parameter.
     """
-    parameters = list(parameters)
+    groups = optimizer.param_groups
+    parameters: list[nn.Parameter] = [parameter for group in groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for name, value in {**tensors, **rest["numbers"]}.items():
         index, _, key = name.partition(".")
@@ -63,7 +61,7 @@ def join_state(
         parameter = parameters[int(index)]
         alike = isinstance(value, Tensor) and value.shape == parameter.shape
         state.setdefault(int(index), {})[key] = _laid_out_like(parameter, value) if alike else value
-    return {"state": state, "param_groups": rest["param_groups"]}
+    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
 
 
 def _laid_out_like(parameter: nn.Parameter, value: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from shard_tools.atomic import sync_directory, write_atomically
 from shard_tools.errors import UserError
 
 DATA = "data.manifest"
+OPTIMIZER = "optimizer.name"
 FIXED = ("order", "model.")
 """Keys of the identity, or how they begin, that no run can go on without."""
 
@@ -75,7 +76,7 @@ def open_run(
     given the checkpoint that was loaded. With `from_stage` the run goes back to where that stage begins, and may have
     other stages from there on.
     Raises UserError if the folder is in use, if the run was begun with another configuration or data set, if all of
-    its checkpoints are damaged, or if `fresh` would throw a finished run away without `overwrite`.
+    its checkpoints are damaged or gone, or if `fresh` would throw a finished run away without `overwrite`.
     """
     run.lock()
     finished = run.read_status().get("state") == "done" and from_stage is None
@@ -94,6 +95,8 @@ def open_run(
         reasons = "\n".join(f"  {name}: {reason}" for name, reason in passed_over)
         raise UserError(f"{run.checkpoints}: every checkpoint is damaged:\n{reasons}\nStart anew with --fresh.")
     if path is None or checkpoint is None:
+        if not fresh:
+            _require_no_past(run)
         run.clear(but=[run.events])
         _write_config(run, config)
         return Start(number=run.count_starts(), passed_over=tuple(passed_over))
@@ -144,6 +147,29 @@ def _forget(run: RunFolder, bucket: Bucket | None, *, finished: bool, overwrite:
         assert bucket is not None
         bucket.remove(step)
     run.clear()
+
+
+def _require_no_past(run: RunFolder) -> None:
+    """UserError if a run has had checkpoints: that they are gone is no reason to forget the rest."""
+    done = run.read_status().get("state") == "done"
+    if done or _has_had_checkpoint(run.events):
+        what = f"the run is done, as {run.status} says" if done else f"{run.events} tells of some"
+        raise UserError(
+            f"{run.checkpoints}: holds no checkpoint, but {what}; put the folder back (is its disk mounted?), or start "
+            f"anew with --fresh{' --overwrite' * done}"
+        )
+
+
+def _has_had_checkpoint(events: Path) -> bool:
+    """Whether one was written or gone on from since the run last began."""
+    found = False
+    with suppress(FileNotFoundError), events.open("rb") as lines:
+        for line in lines:
+            if b'"event": "start"' in line:
+                found = False
+            elif b'"event": "checkpoint"' in line or b'"event": "resume"' in line:
+                found = True
+    return found
 
 
 def _end_before(run: RunFolder, bucket: Bucket | None, plan: RunPlan, stage: int) -> int:
@@ -218,8 +244,8 @@ def _newest(
 def _fetch(run: RunFolder, bucket: Bucket, step: int) -> Path | None:
     """A checkpoint from behind the URL at its place here; None if it is not whole there.
 
-    With it come its metrics, for what was logged here may be another past, and the events, where those here are gone
-    or shorter. Raises DamagedCheckpointError.
+    With it come its metrics, for what was logged here may be another past, the events, where those here are gone or
+    shorter, and the trackers' runs, where none are known here. Raises DamagedCheckpointError.
     """
     final = run.checkpoints / checkpoint_name(step)
     partial = final.with_name(f".{final.name}.partial")
@@ -229,10 +255,11 @@ def _fetch(run: RunFolder, bucket: Bucket, step: int) -> Path | None:
         if not bucket.download(step, partial):
             return None
         verify(partial)
-        for log in (run.metrics, run.events):
+        for log in (run.metrics, run.events, run.trackers):
             copy = partial / log.name
             if copy.exists():
-                if log == run.metrics or not log.exists() or log.stat().st_size < copy.stat().st_size:
+                longer = log == run.events and log.exists() and log.stat().st_size < copy.stat().st_size
+                if log == run.metrics or not log.exists() or longer:
                     copy.replace(log)
                 copy.unlink(missing_ok=True)
         sync_directory(run.path)
@@ -264,6 +291,8 @@ def _accepted_changes(
 ) -> list[str]:
     """Lines that say what differs; UserError if any of it is not accepted. Stages from `from_stage` on may."""
     found = differences(state["identity"], config.identity())
+    if OPTIMIZER in found:
+        found[OPTIMIZER] += ", which begins with an empty state"
     if state["manifest"] != digest:
         found[DATA] = f"{DATA}: {config.data.manifest} lists other samples than the run was begun with"
     refused = {

@@ -21,6 +21,8 @@ class Snapshot:
     @torch.no_grad()
     def take(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy `tensors` as they are now. The copy before must not be in use any more."""
+        self._device.clear()  # of a copy that nobody fetched
+        self._taken = None
         on_gpu = any(tensor.is_cuda for tensor in tensors.values())
         for name, tensor in tensors.items():
             host = self._host.get(name)

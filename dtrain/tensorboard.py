@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from accelerate import Accelerator
@@ -25,14 +26,12 @@ class TensorBoard:
         self._run = run
         self._accelerator = accelerator
         self._broken = False
-        if self._clock_was_set_back():
-            shutil.rmtree(run.tensorboard, ignore_errors=True)
-        there = any(run.tensorboard.glob("events.*"))
-        self._open(purge_step=global_step)
-        if there:
+        self._note = run.tensorboard / "holds.json"
+        if self._holds_all() and not self._clock_was_set_back():
+            self._open(purge_step=global_step)
             self._add_again(global_step)
         else:
-            self._add_all()
+            self._make_anew()
 
     def add(self, points: Mapping[str, float], global_step: int) -> None:
         """Add a point to each curve."""
@@ -53,23 +52,20 @@ class TensorBoard:
                 self._broken = True
 
     def flush(self) -> None:
-        """Hand all points to the kernel."""
+        """Hand all points to the kernel, and note how far they go."""
         if not self._broken:
             try:
+                metrics = self._metrics_bytes()
                 self._tracker.writer.flush()
+                self._note.write_text(json.dumps({"metrics": metrics, "files": self._files()}))
             except OSError:
                 self._broken = True
 
     def mend(self) -> None:
         """If a full disk broke the curves, make them anew; where the run folder is gone, leave it so."""
         if self._broken and self._run.path.is_dir():
-            shutil.rmtree(self._run.tensorboard, ignore_errors=True)
-            try:
-                self._open(purge_step=None)
-            except OSError:
-                return
-            self._broken = False
-            self._add_all()
+            with suppress(OSError):
+                self._make_anew()
 
     def finish(self) -> None:
         """Close the file. Raises OSError on a full disk."""
@@ -81,8 +77,35 @@ class TensorBoard:
 
     def _clock_was_set_back(self) -> bool:
         """Whether TensorBoard, which goes by the times in the names of files, would read an old one after a new one."""
-        names = (path.name for path in self._run.tensorboard.glob("events.*"))
-        return max(names, default="") > f"events.out.tfevents.{int(time.time())}"
+        return max(self._files(), default="") > f"events.out.tfevents.{int(time.time())}"
+
+    def _holds_all(self) -> bool:
+        """Whether nothing of metrics.jsonl is missing here, by what was noted when points were handed over last.
+
+        What a power cut took makes a file shorter than it was then; what came from another machine makes metrics.jsonl
+        longer.
+        """
+        try:
+            note = json.loads(self._note.read_text())
+        except (OSError, ValueError):
+            return False
+        files = self._files()
+        whole = all(files.get(name, 0) >= size for name, size in note["files"].items())
+        return whole and note["metrics"] >= self._metrics_bytes()
+
+    def _files(self) -> dict[str, int]:
+        """The sizes of TensorBoard's files by name."""
+        return {path.name: path.stat().st_size for path in self._run.tensorboard.glob("events.*")}
+
+    def _metrics_bytes(self) -> int:
+        return self._run.metrics.stat().st_size if self._run.metrics.exists() else 0
+
+    def _make_anew(self) -> None:
+        shutil.rmtree(self._run.tensorboard, ignore_errors=True)
+        self._open(purge_step=None)
+        self._broken = False
+        self._add_all()
+        self.flush()
 
     def _add_again(self, global_step: int) -> None:
         """Put back the points of the step that was forgotten: an evaluation may be on it that comes again."""

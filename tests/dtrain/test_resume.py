@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -138,6 +139,49 @@ def test_a_run_killed_during_its_first_checkpoint_begins_anew(make_config: MakeC
     assert [name for name, _ in found.passed_over] == [".step-00000003.partial"]
     assert not run.metrics.exists()
     assert run.load_config() == config
+
+
+@pytest.mark.parametrize("event", ["checkpoint", "resume"])
+def test_a_run_whose_checkpoints_are_gone_is_not_forgotten(
+    event: str, begun: RunFolder, make_config: MakeConfig, shards: Shards
+) -> None:
+    """Their folder may be on a disk that is not mounted."""
+    begun.add_event("start", 0)
+    begun.add_event(event, 8, checkpoint="step-00000008")
+    elsewhere = begun.checkpoints.rename(begun.path.with_name("elsewhere"))
+    before = everything(begun)
+    message = refused(make_config(), shards)
+    assert message.startswith(
+        f"{begun.checkpoints}: holds no checkpoint, but {begun.events} tells of some; put the fol"
+    )
+    assert message.endswith("start anew with --fresh")
+    assert everything(begun) == before
+    elsewhere.rename(begun.checkpoints)
+    assert start(make_config(), shards).position == Position(0, 1, 3)
+    shutil.rmtree(begun.checkpoints)
+    assert start(make_config(), shards, fresh=True) == Start()
+
+
+def test_a_finished_run_whose_checkpoints_are_gone_is_not_forgotten(
+    finished: RunFolder, make_config: MakeConfig, shards: Shards
+) -> None:
+    """Also one that has no events."""
+    shutil.rmtree(finished.checkpoints)
+    before = everything(finished)
+    message = refused(make_config(), shards)
+    assert message.startswith(f"{finished.checkpoints}: holds no checkpoint, but the run is done")
+    assert message.endswith("start anew with --fresh --overwrite")
+    assert everything(finished) == before
+    assert start(make_config(), shards, fresh=True, overwrite=True) == Start()
+
+
+def test_checkpoints_of_a_run_that_began_anew_since_do_not_matter(make_config: MakeConfig, shards: Shards) -> None:
+    config = make_config()
+    start(config, shards)
+    run = RunFolder(config.run)
+    for event in ("start", "checkpoint", "start", "save_failed"):
+        run.add_event(event, 0)
+    assert start(config, shards) == Start(number=2)
 
 
 def test_a_changed_configuration_is_refused_with_what_changed(
@@ -284,6 +328,15 @@ def test_an_accepted_change_goes_on_and_is_listed(begun: RunFolder, make_config:
     assert found.position == Position(0, 1, 3)
     assert sorted(found.changed) == ["optimizer.learning_rate: 0.001 → 0.5", "seed: 0 → 4"]
     assert begun.load_config() == config
+
+
+def test_another_optimizer_is_said_to_begin_with_an_empty_state(
+    begun: RunFolder, make_config: MakeConfig, shards: Shards
+) -> None:
+    line = "optimizer.name: adamw → sgd, which begins with an empty state"
+    config = make_config("--optimizer.name=sgd")
+    assert f"  {line}\n" in refused(config, shards)
+    assert start(config, shards, accept=("optimizer.name",)).changed == (line,)
 
 
 def test_nothing_that_differs_is_listed_where_nothing_differs(

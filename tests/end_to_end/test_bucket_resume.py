@@ -1,5 +1,6 @@
 """A run whose machine is gone with all that was on it goes on from the copies of its checkpoints behind a URL."""
 
+import json
 import shutil
 import signal
 from pathlib import Path
@@ -16,7 +17,7 @@ from .lean import Lean, all_gone, curve, trainers
 PLACE = "runs/one"
 
 
-def test_another_machine_goes_on_with_nothing_but_the_bucket(
+def test_from_machine_to_machine_and_back_through_nothing_but_the_bucket(
     run: Run, undisturbed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with s3_server() as address:
@@ -40,7 +41,7 @@ def test_another_machine_goes_on_with_nothing_but_the_bucket(
         newest, stopped_at = first.checkpoints()[-1], first.last_step()
         assert newest == f"step-{stopped_at:08d}"
         assert first.events("checkpoint")[-1]["global_step"] == stopped_at
-        shutil.rmtree(first.folder)
+        left = first.folder.rename(tmp_path / "left behind")
         bucket.copy(f"{PLACE}/{newest}/state.json", f"{PLACE}/step-{TOTAL_STEPS:08d}/state.json")
 
         shards = Path(shutil.copytree(run.shards, tmp_path / "elsewhere" / "shards"))
@@ -57,3 +58,24 @@ def test_another_machine_goes_on_with_nothing_but_the_bucket(
         assert checkpoint_name(TOTAL_STEPS) in kept, "the last one; one before may have made room for a newer one"
         assert kept <= {*second.checkpoints(), checkpoint_name(2 * STEPS)}
         assert checkpoint_name(2 * STEPS) in kept, "the end of the first stage, which the second machine never had"
+
+        back = Lean(left, run.shards, undisturbed, to_bucket, logs=tmp_path)
+        assert "resumes from step-" in back.launch().succeed().output
+        assert back.final() == undisturbed.final()
+        for name in ("train/loss", "test/mask_iou"):
+            assert curve(back, name) == curve(undisturbed, name), "with all steps that another machine made meanwhile"
+
+
+def test_checkpoints_that_are_gone_without_a_bucket_end_it(run: Run, undisturbed: Run) -> None:
+    """As on a disk that is not mounted. Whether the run is done or not, nothing of it is forgotten."""
+    run = Lean(run.folder, run.shards, undisturbed)
+    shutil.copytree(undisturbed.folder, run.folder)
+    elsewhere = (run.folder / "checkpoints").rename(run.folder.with_name("elsewhere"))
+    for state in ("done", "running"):
+        (run.folder / "status.json").write_text(json.dumps({"state": state}))
+        refused = run.launch_alone()
+        assert refused.finish() != 0
+        assert f"{run.folder / 'checkpoints'}: holds no checkpoint, but " in refused.output
+    elsewhere.rename(run.folder / "checkpoints")
+    assert run.final() == undisturbed.final()
+    assert curve(run) == curve(undisturbed)

@@ -45,7 +45,7 @@ def set_clock_back(run: Run) -> None:
     tomorrow = time.time() + 24 * 3600
     for path in sorted(run.folder.rglob("*"), reverse=True):
         os.utime(path, (tomorrow, tomorrow))
-    for path in (run.folder / "tensorboard").iterdir():
+    for path in (run.folder / "tensorboard").glob("events.*"):
         kind, written, rest = path.name.partition("tfevents")[0], path.name.split(".")[3], path.name.split(".", 4)[4]
         path.rename(path.with_name(f"{kind}tfevents.{int(written) + 24 * 3600}.{rest}"))
 

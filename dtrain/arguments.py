@@ -82,7 +82,13 @@ def _evaluate(commands: Commands) -> None:
     evaluate.add_argument("run", type=Path, metavar="RUN", help="run folder")
     evaluate.add_argument("--checkpoint", metavar="NAME", help="such as step-00000120, or best (default: the newest)")
     evaluate.add_argument("--split", metavar="NAME", help="split of the shards (default: the run's test split)")
-    evaluate.add_argument("--size", type=int, metavar="S", help="side in pixels (default: the last stage's)")
+    evaluate.add_argument("--size", type=int, metavar="S", help="side of the images (default: the last stage's)")
+    evaluate.add_argument(
+        "--judge-at",
+        type=int,
+        metavar="S",
+        help="side of the truth, to which predictions are brought (default: --size)",
+    )
     evaluate.add_argument("--manifest", metavar="PLACE", help="other shards than the run was trained on")
     evaluate.add_argument(
         "--worst", type=int, default=8, metavar="K", help="list and draw K of the worst and of the best"
@@ -181,6 +187,12 @@ def _experiments(commands: Commands) -> None:
     experiments.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the runs")
     experiments.add_argument(
         "--only", action="append", default=[], metavar="NAME[,NAME]", help="run these; finished ones are all compared"
+    )
+    experiments.add_argument(
+        "--judge-at",
+        type=int,
+        metavar="S",
+        help="side of the truth that all are judged by (default: the largest that any of them is trained at)",
     )
     experiments.add_argument(
         "--launch", metavar="COMMAND", help="start trainings by it: 'accelerate launch --num_processes 4 -m'"

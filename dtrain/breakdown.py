@@ -1,5 +1,6 @@
 """Figures by background: which scenes a model finds hard. Keeps one row of sums a background, never a sample."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -56,7 +57,7 @@ class Breakdown:
         return together
 
     def parts(self, metric: str, *, higher_is_better: bool) -> Mapping[str, Part]:
-        """By background, the worst by `metric` first; those for which it is not defined last."""
+        """By background, the worst by `metric` first, which is what is no number; those that have none of it last."""
         parts = {
             name: Part(samples=int(sums[0]), figures=figures_of(sums))
             for name, sums in sorted((self.sums or {}).items())
@@ -64,7 +65,9 @@ class Breakdown:
 
         def rank(item: tuple[str, Part]) -> tuple[bool, float]:
             value = item[1].figures.get(metric)
-            return (True, 0.0) if value is None else (False, value if higher_is_better else -value)
+            if value is None:
+                return True, 0.0
+            return False, -math.inf if math.isnan(value) else value if higher_is_better else -value
 
         return dict(sorted(parts.items(), key=rank))
 

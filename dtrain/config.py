@@ -129,6 +129,14 @@ class LossConfig(_Section):
     depth: dict[str, float] = Field({"mse": 1.0}, description="weights of the terms for depth, by name")
     mask: dict[str, float] = Field({"bce": 1.0}, description="the same for the mask")
 
+    @field_validator("depth", "mask", mode="before")
+    @classmethod
+    def _weights_are_numbers(cls, value: Any) -> Any:
+        for name, weight in value.items() if isinstance(value, dict) else ():
+            if isinstance(weight, bool):
+                raise ValueError(f"expected a weight such as 1.0 for {name}; leave a term out to switch it off")
+        return value
+
     @field_validator("depth", "mask")
     @classmethod
     def _names_terms(cls, value: dict[str, float], info: ValidationInfo) -> dict[str, float]:

@@ -38,8 +38,9 @@ class TrueLevels:
 def trivial_predictors(figures: Figures, levels: Numbers) -> dict[str, Figures]:
     """`trivial_figures`, and what the levels of the truth, (2, LEVELS), tell besides of constants.
 
-    "best constant" is what no constant beats: each of its figures is that of the depth, or of the probability of the
-    mask, that is best for this figure. All know the very samples that they are judged on, which flatters them.
+    Each figure of "best constant" is that of the constant that is best for it: for the mask, and for MSE, RMSE and
+    smooth L1 of depth, of all constants; for the other figures of depth, of 256 levels, which one between two levels
+    may beat slightly. All know the very samples that they are judged on, which flatters them.
     """
     trivial = trivial_figures(figures)
     depth, mask = levels

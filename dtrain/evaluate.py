@@ -15,6 +15,7 @@ from dtrain.data.dataset import open_dataset
 from dtrain.devices import make_accelerator, on_main_process
 from dtrain.evaluation_files import EvaluationFiles
 from dtrain.evaluation_result import EvaluationResult
+from dtrain.evaluation_sizes import check_judge_at
 from dtrain.evaluation_table import backgrounds_table, figures_table, original_table, samples_table
 from dtrain.evaluator import Evaluator, Observer
 from dtrain.extremes import Extremes
@@ -37,6 +38,7 @@ def evaluate_run(
     checkpoint: str | None = None,
     split: str | None = None,
     size: int | None = None,
+    judge_at: int | None = None,
     manifest: str | None = None,
     worst: int = 8,
     rank_by: str | None = None,
@@ -47,23 +49,27 @@ def evaluate_run(
     """Evaluate a run, print tables, write RUN/evaluation.json and pictures beside it; works under a launcher too.
 
     Defaults: the newest whole checkpoint, the run's test split, the size of its last stage, the run's manifest, and
-    to rank by, the run's checkpoint.best_metric. `worst` samples, and as many of the best, are listed and drawn;
+    to rank by, the run's checkpoint.best_metric. The network sees images of side `size`; the truth is of side
+    `judge_at`, by default the same, and predictions are brought to that. So runs of different sizes can be compared.
+    `worst` samples, and as many of the best, are listed and drawn;
     `by_background` prints what the JSON has in any case, `original_metrics` adds what the write-up would have logged,
     and `json_file` is written instead, with pictures by its name. Raises UserError for a run, checkpoint, split, size,
     number, metric or folder that is not there.
     """
     check_size(size)
+    check_judge_at(judge_at)
     run = RunFolder(path)
-    config = _whole_split(run.load_config(), manifest)
+    config = _for_evaluation(run.load_config(), manifest)
     files = EvaluationFiles.named(json_file) if json_file else EvaluationFiles(run.evaluation)
     size = size or config.stages[-1].size
-    extremes = Extremes(_checked_metric(rank_by or config.checkpoint.best_metric, size), _checked_count(worst))
+    judged_at = judge_at or size
+    extremes = Extremes(_checked_metric(rank_by or config.checkpoint.best_metric, judged_at), _checked_count(worst))
     accelerator = make_accelerator(config)
     trained = load_trained(path, checkpoint, accelerator.device)
     dataset = open_dataset(config.data)
-    evaluator = Evaluator(config, dataset, accelerator, split or config.data.test_split)
+    evaluator = Evaluator(config, dataset, accelerator, split or config.data.test_split, judged_at)
     original = OriginalMetrics(evaluator.samples, config.evaluate.batch) if original_metrics else None
-    result = _evaluate(evaluator, trained, size, accelerator, extremes, original)
+    result = _evaluate(evaluator, trained, size, judged_at, accelerator, extremes, original)
 
     def write() -> None:
         files.write(result, evaluator.panel(trained.module, size))
@@ -75,22 +81,25 @@ def evaluate_run(
     return result.figures
 
 
-def _whole_split(config: Config, manifest: str | None) -> Config:
-    """Training may look at a part of the test split; an evaluation that is asked for reads all of it."""
+def _for_evaluation(config: Config, manifest: str | None) -> Config:
+    """Training may look at a part of the test split; one that is asked for reads all of it, and tells no tracker."""
     data = config.data
     if manifest is not None and data.loader == "webdataset":
         raise UserError("--manifest: this run read its shards by data.stream, which has none; leave the option out")
     if manifest is not None:
         data = data.model_copy(update={"manifest": manifest})
     evaluate = config.evaluate.model_copy(update={"samples": None})
-    return config.model_copy(update={"evaluate": evaluate, "data": data})
+    log = config.log.model_copy(update={"trackers": ()})
+    return config.model_copy(update={"evaluate": evaluate, "data": data, "log": log})
 
 
-def _checked_metric(name: str, size: int) -> str:
+def _checked_metric(name: str, judged_at: int) -> str:
     if name not in CHOICES:
         raise UserError(f"--rank-by: expected one of {', '.join(CHOICES)}, got {name!r}")
-    if name == "depth_ssim" and size < WINDOW:
-        raise UserError(f"--rank-by depth_ssim: needs images of at least {WINDOW} pixels, not {size}; take another one")
+    if name == "depth_ssim" and judged_at < WINDOW:
+        raise UserError(
+            f"--rank-by depth_ssim: needs images of at least {WINDOW} pixels, not {judged_at}; take another one"
+        )
     return name
 
 
@@ -104,6 +113,7 @@ def _evaluate(
     evaluator: Evaluator,
     trained: Trained,
     size: int,
+    judged_at: int,
     accelerator: Accelerator,
     extremes: Extremes,
     original: OriginalMetrics | None,
@@ -121,7 +131,8 @@ def _evaluate(
         checkpoint=trained.checkpoint,
         split=evaluator.split,
         samples=evaluation.samples,
-        size=size,
+        size=judged_at,
+        input_size=size,
         figures=evaluation.figures,
         trivial=trivial_predictors(evaluation.figures, levels.gathered(vote)),
         metric=extremes.metric,
@@ -153,8 +164,8 @@ def _progress(accelerator: Accelerator, samples: int, batch: int) -> Iterator[Ca
 
 
 def _print(path: Path, result: EvaluationResult, files: EvaluationFiles, *, by_background: bool) -> None:
-    extremes, size = result.extremes, result.size
-    where = f"{result.samples:,} samples of {result.split} at {size}×{size}"
+    extremes = result.extremes
+    where = f"{result.samples:,} samples of {result.split}, {result.sides}"
     blocks = [f"{path}, {result.checkpoint}, on {where}:", figures_table(result.figures, result.trivial)]
     if result.original:
         blocks.append(original_table(result.original, result.figures))

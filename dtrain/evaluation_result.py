@@ -16,6 +16,7 @@ from dtrain.original_metrics import Logged
 class EvaluationResult:
     """Of one checkpoint on one split, the same on every process; `metric` is what samples are ranked by.
 
+    `size` is the side in pixels at which predictions were judged, `input_size` that of the images the network saw.
     `trivial`: the figures of each trivial predictor. `original`: empty if it was not asked for.
     """
 
@@ -23,12 +24,19 @@ class EvaluationResult:
     split: str
     samples: int
     size: int
+    input_size: int
     figures: Figures
     trivial: dict[str, Figures]
     metric: str
     breakdown: Breakdown
     extremes: Extremes
     original: dict[str, Logged]
+
+    @property
+    def sides(self) -> str:
+        """At what size it was judged, and seen."""
+        seen = "" if self.input_size == self.size else f"; the network sees {self.input_size}×{self.input_size}"
+        return f"judged at {self.size}×{self.size}{seen}"
 
     @property
     def parts(self) -> Mapping[str, Part]:
@@ -42,6 +50,7 @@ class EvaluationResult:
             "split": self.split,
             "samples": self.samples,
             "size": self.size,
+            "input_size": self.input_size,
             "metrics": self.figures,
             "trivial": self.trivial,
             "ranked_by": self.metric,

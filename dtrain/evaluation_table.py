@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from dtrain.breakdown import Part
+from dtrain.constant_predictors import LEVELS
 from dtrain.extremes import Ranked
 from dtrain.figures import Figures
 from dtrain.metric_names import metric_name
@@ -22,7 +23,7 @@ _GROUPS = {"depth": ("mean depth", "best constant"), "mask": ("all background", 
 def figures_table(figures: Figures, trivial: Mapping[str, Figures]) -> str:
     """Figures of depth, of the mask, and of the data, one a line, beside the trivial predictors of each.
 
-    What a trivial predictor's figure is not known of is shown as a dash.
+    What a trivial predictor's figure is not known of is shown as a dash. The last line says what "best constant" is.
     """
     lines = []
     for group, names in _GROUPS.items():
@@ -37,6 +38,10 @@ def figures_table(figures: Figures, trivial: Mapping[str, Figures]) -> str:
     lines.append("the data")
     lines += [
         _row(f"  {metric_name(key).title}", [_cell(key, figures)]) for key in figures if not metric_name(key).better
+    ]
+    lines += [
+        "",
+        f"best constant: of {LEVELS} levels the best for each figure; of all for MSE and the mask",
     ]
     return "\n".join(lines)
 

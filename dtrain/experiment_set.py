@@ -53,6 +53,11 @@ def choose(experiments: Sequence[Experiment], names: Sequence[str]) -> list[Expe
     return [experiment for experiment in experiments if not names or experiment.name in names]
 
 
+def common_size(experiments: Sequence[Experiment]) -> int:
+    """Return the largest side that any stage of them has, of its images or of its loss: there all can be judged."""
+    return max(max(stage.size, stage.loss_size or 0) for each in experiments for stage in each.config.stages)
+
+
 def _files(place: Path) -> Iterator[Path]:
     if not place.is_dir():
         yield place

@@ -3,6 +3,7 @@
 Each is a `dtrain train` of its own, and so is each evaluation, so that one that fails leaves the others alone.
 """
 
+import json
 import re
 import shlex
 import shutil
@@ -12,7 +13,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dtrain.experiment_set import Experiment, choose, find_experiments
+from dtrain.evaluation_sizes import check_judge_at
+from dtrain.experiment_set import Experiment, choose, common_size, find_experiments
 from dtrain.report import write_report
 from dtrain.report.charts import comparison_charts
 from dtrain.report.comparison import comparison_markdown, read_runs
@@ -32,22 +34,28 @@ def run_experiments(
     out: Path,
     *,
     only: Sequence[str] = (),
+    judge_at: int | None = None,
     launch: str | None = None,
     overrides: Sequence[str] = (),
     request: StopRequest | None = None,
 ) -> None:
     """Train and evaluate what is not yet, then write OUT/comparison.html and OUT/comparison.md with OUT/curves.
 
-    `places`: files and folders of configurations (`dtrain.experiment_set`); `only` these names are run, but all that
-    are finished are compared. `launch` is a command that a module's name and arguments can follow, such as
-    "accelerate launch … -m". A signal stops the training that runs, which saves. Raises UserError for what is wrong
-    before anything begins, and in the end if any experiment failed; SystemExit after a signal.
+    `places`: files and folders of configurations (`dtrain.experiment_set`); `only` these names are trained, but all
+    that are trained are compared. Each network sees images of its own last size, and all are judged at one,
+    `judge_at`: by default the largest that any stage of any of them has. `launch` is a command that a module's name and
+    arguments can follow, such as "accelerate launch … -m". A signal stops the training that runs, which saves. Raises
+    UserError for what is wrong before anything begins, and in the end if any experiment failed; SystemExit after a
+    signal.
     """
     request = request or StopRequest()
+    check_judge_at(judge_at)
     experiments = find_experiments(places, out, overrides)
     chosen = choose(experiments, only)
     program = [*_launcher(launch), "dtrain"]
-    waiting = [experiment for experiment in chosen if not _is_finished(experiment)]
+    size = judge_at or common_size(experiments)
+    compared = [experiment for experiment in experiments if experiment in chosen or _is_trained(experiment)]
+    waiting = [experiment for experiment in compared if not _is_finished(experiment, size)]
     for experiment in chosen:
         if experiment not in waiting:
             _say(f"{experiment.name}: finished before")
@@ -56,20 +64,20 @@ def run_experiments(
     for done, experiment in enumerate(waiting):
         place = f"[{done + 1}/{len(waiting)}] {experiment.name}"
         _say(f"{place}{_time_left(time.monotonic() - began, done, len(waiting))}")
-        failure = _run(experiment, program, request)
+        failure = _run(experiment, program, size, request)
         if request.reason:
             _say(f"{place}: stopped by {request.reason}; the same command goes on from there")
             raise SystemExit(128 + signal.Signals[request.reason])
         if failure:
             failures[experiment.name] = failure
             _say(f"{place}: FAILED: {failure}")
-    finished = [experiment.config.run for experiment in experiments if _is_finished(experiment)]
+    finished = [experiment.config.run for experiment in compared if _is_finished(experiment, size)]
     if finished:
         for path in write_comparison(finished, out):
             print(path, flush=True)
     if failures:
         each = "\n".join(f"  {name}: {failure}" for name, failure in failures.items())
-        raise UserError(f"{len(failures)} of {len(chosen)} experiments failed; the same command tries again:\n{each}")
+        raise UserError(f"{len(failures)} of {len(compared)} experiments failed; the same command tries again:\n{each}")
 
 
 def write_comparison(runs: Sequence[Path], out: Path) -> tuple[Path, Path]:
@@ -95,7 +103,7 @@ def write_comparison(runs: Sequence[Path], out: Path) -> tuple[Path, Path]:
     return page, text
 
 
-def _run(experiment: Experiment, program: Sequence[str], request: StopRequest) -> str | None:
+def _run(experiment: Experiment, program: Sequence[str], size: int, request: StopRequest) -> str | None:
     """Train and evaluate; what went wrong, or None, also after a signal."""
     run = RunFolder(experiment.config.run)
     if not _is_trained(experiment):
@@ -106,15 +114,18 @@ def _run(experiment: Experiment, program: Sequence[str], request: StopRequest) -
         if status or state.get("state") != "done":
             told = f" ({state.get('state')}: {state.get('reason')})" if state else ""
             return f"training: exit status {status}{told}"
-    if not _is_evaluated(run):
-        status = run_command([*program, "evaluate", str(run.path)], request, quiet=True)
+    if not _is_evaluated(experiment, size):
+        judge = [*program, "evaluate", str(run.path), "--judge-at", str(size)]
+        status = run_command(judge, request, quiet=True)
         if status and not request.reason:
             return f"evaluation: exit status {status}"
+        if not request.reason and not _is_evaluated(experiment, size):
+            return f"evaluation: not of the last checkpoint, which may be damaged; see {run.evaluation}"
     return None
 
 
-def _is_finished(experiment: Experiment) -> bool:
-    return _is_trained(experiment) and _is_evaluated(RunFolder(experiment.config.run))
+def _is_finished(experiment: Experiment, size: int) -> bool:
+    return _is_trained(experiment) and _is_evaluated(experiment, size)
 
 
 def _is_trained(experiment: Experiment) -> bool:
@@ -129,8 +140,20 @@ def _is_trained(experiment: Experiment) -> bool:
     return had.identity() == wanted.identity() and had.data.manifest == wanted.data.manifest
 
 
-def _is_evaluated(run: RunFolder) -> bool:
-    return run.evaluation.is_file() and run.evaluation.stat().st_mtime >= run.status.stat().st_mtime
+def _is_evaluated(experiment: Experiment, size: int) -> bool:
+    """Whether evaluation.json says what it should: of the last checkpoint, on the test split, judged at that size."""
+    run, config = RunFolder(experiment.config.run), experiment.config
+    wanted = {
+        "checkpoint": f"step-{run.read_status().get('global_step', 0):08d}",
+        "split": config.data.test_split,
+        "size": size,
+        "input_size": config.stages[-1].size,
+    }
+    try:
+        found = json.loads(run.evaluation.read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and all(found.get(key) == value for key, value in wanted.items())
 
 
 def _launcher(launch: str | None) -> list[str]:

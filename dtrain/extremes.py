@@ -22,11 +22,15 @@ from dtrain.vote import Vote
 
 @dataclass(frozen=True)
 class Ranked:
-    """A sample: of two, the one with the greater `merit` is better; what is not a number is the worst."""
+    """A sample: of two, the one with the greater `merit` is better; what is not a number is the worst.
+
+    `position` tells it from all others of the split, which its key may not: keys are unique within a shard only.
+    """
 
     merit: tuple[float, float]
     """The value that it is ranked by, and for equals the error of depth, both turned so that more is better."""
     key: str
+    position: int
     figures: Figures
 
 
@@ -39,44 +43,46 @@ class Extremes:
         self.worst: list[Ranked] = []
         self.best: list[Ranked] = []
         """Both from the end of the scale inwards."""
-        self._pictures: dict[str, PanelSamples] = {}
+        self._pictures: dict[int, PanelSamples] = {}
 
     def add(self, seen: Seen) -> None:
         """Take a batch."""
-        for key, sums in zip(seen.batch.keys, seen.sums, strict=True):
+        for row, (key, sums) in enumerate(zip(seen.batch.keys, seen.sums, strict=True)):
             figures = figures_of(sums)
             if self.metric in figures:
                 merit = (_merit(self.metric, figures), _merit("depth_rmse", figures))
-                self._offer(Ranked(merit, key, figures))
-        new = {key: row for row, key in enumerate(seen.batch.keys)}
-        self._pictures = {key: _picture(seen, new[key]) if key in new else self._pictures[key] for key in self._kept()}
+                self._offer(Ranked(merit, key, seen.first + row, figures))
+        self._pictures = {
+            position: _picture(seen, position - seen.first) if position >= seen.first else self._pictures[position]
+            for position in self._kept()
+        }
 
     def gathered(self, vote: Vote) -> "Extremes":
         """Those of all processes together, the same on each; to be called by every process."""
         together = Extremes(self.metric, self._count)
-        for found in of_each_process(vote, {each.key: each for each in (*self.worst, *self.best)}):
+        for found in of_each_process(vote, {each.position: each for each in (*self.worst, *self.best)}):
             for ranked in found.values():
                 together._offer(ranked)
         kept = together._kept()
-        own = {key: picture for key, picture in self._pictures.items() if key in kept}
+        own = {position: picture for position, picture in self._pictures.items() if position in kept}
         for pictures in of_each_process(vote, own):
             together._pictures |= pictures
         return together
 
     def draw(self, samples: Sequence[Ranked]) -> Image.Image:
         """The panel of some of them, at least one, each with its most telling figures."""
-        pictures = [self._pictures[ranked.key] for ranked in samples]
+        pictures = [self._pictures[ranked.position] for ranked in samples]
         shown = dict.fromkeys([self.metric, "mask_iou", "depth_rmse"])
         captions = ["   ".join([ranked.key, *(_caption(name, ranked.figures) for name in shown)]) for ranked in samples]
         return draw_panel(_joined(pictures, captions))
 
-    def _kept(self) -> set[str]:
-        return {ranked.key for ranked in (*self.worst, *self.best)}
+    def _kept(self) -> set[int]:
+        return {ranked.position for ranked in (*self.worst, *self.best)}
 
     def _offer(self, ranked: Ranked) -> None:
         """Take a sample among the worst or the best if it belongs there."""
-        insort(self.worst, ranked, key=lambda each: (each.merit, each.key))
-        insort(self.best, ranked, key=lambda each: (-each.merit[0], -each.merit[1], each.key))
+        insort(self.worst, ranked, key=lambda each: (each.merit, each.key, each.position))
+        insort(self.best, ranked, key=lambda each: (-each.merit[0], -each.merit[1], each.key, each.position))
         del self.worst[self._count :], self.best[self._count :]
 
 

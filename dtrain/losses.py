@@ -6,6 +6,7 @@ their numbers of samples, is that of the whole batch, however it is cut. `docs/l
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +29,11 @@ class Criterion:
     def __init__(self, config: LossConfig) -> None:
         self._config = config
         self._weights = [*config.depth.values(), *config.mask.values()]
-        self.names: tuple[str, ...] = (
-            "loss",
-            *(figure_name("depth", name) for name in config.depth),
-            *(figure_name("mask", name) for name in config.mask),
-        )
+        self._terms = {
+            **{figure_name("depth", name): _DEPTH[name] for name in config.depth},
+            **{figure_name("mask", name): _MASK[name] for name in config.mask},
+        }
+        self.names: tuple[str, ...] = ("loss", *self._terms)
         """What the figures are, in their order: the weighted sum, then its terms."""
 
     def __call__(self, prediction: Prediction, *, depth: Tensor, mask: Tensor, image: Tensor) -> Tensor:
@@ -45,21 +46,15 @@ class Criterion:
         """
         self._check_size(prediction)
         with torch.autocast(depth.device.type, enabled=False):
-            predicted, logits, probability = prediction.depth.float(), prediction.mask_logits.float(), prediction.mask
-            terms = [
-                smoothness_loss(predicted, image.float())
-                if name == "smoothness"
-                else _DEPTH[name](predicted, depth.float())
-                for name in self._config.depth
-            ]
-            terms += [
-                F.binary_cross_entropy_with_logits(logits, mask.float())
-                if name == "bce"
-                else _MASK[name](probability, mask.float())
-                for name in self._config.mask
-            ]
+            planes = _Planes(prediction, depth, mask, image)
+            terms = [term(planes) for term in self._terms.values()]
             weighted = [weight * term for weight, term in zip(self._weights, terms, strict=True)]
             return torch.stack([self._config.scale * sum(weighted[1:], weighted[0]), *terms])
+
+    def term(self, name: str, prediction: Prediction, *, depth: Tensor, mask: Tensor, image: Tensor) -> Tensor:
+        """One of `names` but the first, unweighted, a scalar; no other is computed. Arguments as those of a call."""
+        with torch.autocast(depth.device.type, enabled=False):
+            return self._terms[name](_Planes(prediction, depth, mask, image))
 
     def _check_size(self, prediction: Prediction) -> None:
         side = min(prediction.size)
@@ -135,12 +130,64 @@ def _along_y(x: Tensor) -> Tensor:
     return x[..., 1:, :] - x[..., :-1, :]
 
 
-_EITHER: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+class _Planes:
+    """What is predicted and what is true, in float32; each is made when a loss first asks for it."""
+
+    def __init__(self, prediction: Prediction, depth: Tensor, mask: Tensor, image: Tensor) -> None:
+        self._prediction = prediction
+        self._truth = depth, mask, image
+
+    @cached_property
+    def predicted(self) -> Tensor:
+        return self._prediction.depth.float()
+
+    @cached_property
+    def logits(self) -> Tensor:
+        return self._prediction.mask_logits.float()
+
+    @cached_property
+    def probability(self) -> Tensor:
+        return torch.sigmoid(self.logits)
+
+    @cached_property
+    def depth(self) -> Tensor:
+        return self._truth[0].float()
+
+    @cached_property
+    def mask(self) -> Tensor:
+        return self._truth[1].float()
+
+    @cached_property
+    def image(self) -> Tensor:
+        return self._truth[2].float()
+
+
+_Loss = Callable[[Tensor, Tensor], Tensor]
+_Term = Callable[[_Planes], Tensor]
+
+
+def _of_depth(loss: _Loss) -> _Term:
+    return lambda planes: loss(planes.predicted, planes.depth)
+
+
+def _of_mask(loss: _Loss) -> _Term:
+    return lambda planes: loss(planes.probability, planes.mask)
+
+
+_EITHER: dict[str, _Loss] = {
     "l1": F.l1_loss,
     "mse": F.mse_loss,
     "smooth_l1": F.smooth_l1_loss,
     "ssim": ssim_loss,
     "gradient": gradient_loss,
 }
-_DEPTH = {**_EITHER, "silog": silog_loss}
-_MASK = {**_EITHER, "dice": dice_loss}
+_DEPTH: dict[str, _Term] = {
+    **{name: _of_depth(loss) for name, loss in _EITHER.items()},
+    "silog": _of_depth(silog_loss),
+    "smoothness": lambda planes: smoothness_loss(planes.predicted, planes.image),
+}
+_MASK: dict[str, _Term] = {
+    **{name: _of_mask(loss) for name, loss in _EITHER.items()},
+    "dice": _of_mask(dice_loss),
+    "bce": lambda planes: F.binary_cross_entropy_with_logits(planes.logits, planes.mask),
+}

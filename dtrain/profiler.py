@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from dtrain.config import LossConfig
+from dtrain.loss_names import figure_name
 from dtrain.losses import Criterion
 from dtrain.model import Prediction
 from dtrain.plan import StagePlan
@@ -45,9 +46,10 @@ class Profiler:
         """Results go to `folder`; None: measures nothing, and costs nothing."""
         self._folder = folder
         self._device = device
-        self._criteria = {
-            **{f"depth {name}": Criterion(LossConfig(depth={name: 1.0})) for name in loss.depth},
-            **{f"mask {name}": Criterion(LossConfig(mask={name: 1.0})) for name in loss.mask},
+        self._criterion = Criterion(loss)
+        self._terms = {
+            **{f"depth {name}": figure_name("depth", name) for name in loss.depth},
+            **{f"mask {name}": figure_name("mask", name) for name in loss.mask},
         }
         self._stage: StagePlan | None = None
         self._timing = False
@@ -96,11 +98,10 @@ class Profiler:
         if not self._timing or len(self._measured.steps) >= LOSS_REPEATS:
             return
         began = self._now()
-        for name, criterion in self._criteria.items():
+        for name, term in self._terms.items():
             leaf = Prediction(*(plane.detach().clone().requires_grad_() for plane in prediction))
-            figure = 1 if name.startswith("depth") else 2  # after the sum
             start = self._now()
-            torch.autograd.backward(criterion(leaf, depth=depth, mask=mask, image=image)[figure])
+            torch.autograd.backward(self._criterion.term(term, leaf, depth=depth, mask=mask, image=image))
             self._measured.losses[name].append(self._now() - start)
         self._aside += self._now() - began
 
@@ -110,16 +111,17 @@ class Profiler:
         return bool(self._measured.steps) and self._number >= WARM_STEPS + TIMED_STEPS + TRACED_STEPS
 
     def write(self) -> str:
-        """Write what was measured of this stage; a table of it, or "" if there is nothing."""
+        """Write what was measured of this stage; a table of it, or "" if there is nothing.
+
+        The table ends with a warning where the files can't be written.
+        """
         tracer, self._tracer = self._tracer, None
         measured, self._measured = self._measured, _Measured()
         steps = measured.steps
         if self._folder is None or self._stage is None or not steps:
             return ""
-        self._folder.mkdir(exist_ok=True)
         if tracer is not None:
             tracer.stop()
-            tracer.export_chrome_trace(str(self._folder / f"trace-stage-{self._stage.number}.json.gz"))
         total = statistics.fmean(steps)
         phases = {name: measured.phases[name] / len(steps) for name in PHASES if name in measured.phases}
         phases[REST] = total - sum(phases.values())
@@ -135,13 +137,30 @@ class Profiler:
             "phase_seconds": phases,
             "loss_seconds": losses,
         }
-        write_atomically(self._folder / f"stage-{self._stage.number}.json", json.dumps(result, indent=1) + "\n")
-        return _table(self._stage, phases, losses, total)
+        table = _table(self._stage, phases, losses, total)
+        try:
+            self._folder.mkdir(exist_ok=True)
+            write_atomically(self._folder / f"stage-{self._stage.number}.json", json.dumps(result, indent=1) + "\n")
+            if tracer is not None:
+                _write_trace(tracer, self._folder / f"trace-stage-{self._stage.number}.json.gz")
+        except OSError as error:
+            return f"{table}\nWARNING: not all files of this could be written: {error.strerror or error}"
+        return table
 
     def _now(self) -> float:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
+
+
+def _write_trace(tracer: torch.profiler.profile, path: Path) -> None:
+    """Under another name first, so that a file of this name is whole."""
+    partial = path.with_name(f".{path.name}")
+    try:
+        tracer.export_chrome_trace(str(partial))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _table(stage: StagePlan, phases: dict[str, float], losses: dict[str, float], total: float) -> str:

@@ -7,10 +7,14 @@ from dtrain.model import Prediction
 
 
 def resize(planes: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) at another (height, width): bilinear, averaging over what is left out when it gets smaller."""
+    """(B, C, H, W) at another (height, width): bilinear, averaging over what is left out when it gets smaller.
+
+    Only when it gets smaller does its gradient have no deterministic implementation on GPUs.
+    """
     if planes.shape[-2:] == size:
         return planes
-    return F.interpolate(planes.float(), size, mode="bilinear", antialias=True)
+    smaller = size[0] < planes.shape[-2] or size[1] < planes.shape[-1]
+    return F.interpolate(planes.float(), size, mode="bilinear", antialias=smaller)
 
 
 def resize_prediction(prediction: Prediction, size: tuple[int, int]) -> Prediction:

@@ -9,8 +9,11 @@ import pytest
 import dtrain.arguments
 import shard_tools.cli
 from dtrain.config import load_config
+from dtrain.experiment_set import find_experiments
 
 ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "configs/demo.yaml"
+THE_READERS_OWN = Path("configs/my.yaml")
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 
 
@@ -36,13 +39,24 @@ def test_a_command_in_the_docs_is_accepted(page: str, command: str) -> None:
         case "shard-tools":
             shard_tools.cli.build_parser().parse_args(words[1:])
         case "dtrain":
-            dtrain.arguments.build_parser().parse_args(words[1:])
+            accept(words[1:])
         case "accelerate":
             config = words[words.index("--config_file") + 1]
             assert (ROOT / config).exists()
-            arguments, overrides = dtrain.arguments.build_parser().parse_known_args(words[words.index("dtrain") + 1 :])
-            assert arguments.command == "train"
-            load_config(ROOT / "configs/demo.yaml", overrides)
+            assert words[words.index("dtrain") + 1] == "train"
+            accept(words[words.index("dtrain") + 1 :])
+
+
+def accept(words: list[str]) -> None:
+    """Parse what follows `dtrain`; where keys of a configuration may follow, with the one that is named."""
+    arguments, overrides = dtrain.arguments.build_parser().parse_known_args(words)
+    match arguments.command:
+        case "train" | "summary":
+            load_config(DEMO if arguments.config == THE_READERS_OWN else ROOT / arguments.config, overrides)
+        case "experiments":
+            assert find_experiments([ROOT / place for place in arguments.configs], arguments.out, overrides)
+        case _:
+            assert not overrides
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

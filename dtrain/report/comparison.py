@@ -13,7 +13,7 @@ from dtrain.metric_names import metric_name
 from dtrain.report.charts import short_title
 from dtrain.report.results import by_task, show_figure
 from dtrain.report.run_data import RunData, read_run
-from dtrain.report.settings import NOTHING, differences
+from dtrain.report.settings import NOTHING, differences, show, stages
 from dtrain.report.words import NBSP, duration, percent
 from shard_tools.errors import UserError
 
@@ -94,7 +94,7 @@ def effort_table(runs: Sequence[RunData]) -> Table:
 
 
 def evaluated_on(run: RunData) -> str:
-    """Return which samples the last figures of a run are over: test, 640 samples, 64 px."""
+    """Return what the last figures of a run are over: test, 640 samples, judged at 64 px."""
     evaluation = run.latest_evaluation
     if evaluation is None:
         return "never evaluated"
@@ -102,8 +102,22 @@ def evaluated_on(run: RunData) -> str:
     if evaluation.samples is not None:
         parts.append(f"{evaluation.samples:,} samples")
     if evaluation.size is not None:
-        parts.append(f"{evaluation.size} px")
+        parts.append(f"judged at {evaluation.size} px")
     return ", ".join(parts)
+
+
+def common_ground(runs: Sequence[RunData]) -> str:
+    """Return what all figures are over, and at what sizes the networks were trained last; empty if they differ."""
+    places = {evaluated_on(run) for run in runs if run.latest_evaluation}
+    if len(places) != 1 or not all(run.latest_evaluation for run in runs):
+        return ""
+    by_size: dict[str, list[str]] = {}
+    for run in runs:
+        if (of_run := stages(run.settings)) and "size" in of_run[-1]:
+            by_size.setdefault(show(of_run[-1]["size"]), []).append(run.name)
+    sizes = "; ".join(f"{size} px: {', '.join(names)}" for size, names in by_size.items())
+    told = f" Networks were trained last at {sizes}." if len(by_size) > 1 else ""
+    return f"Of {places.pop()}.{told}"
 
 
 def warnings(runs: Sequence[RunData]) -> list[str]:
@@ -114,7 +128,7 @@ def warnings(runs: Sequence[RunData]) -> list[str]:
     found = []
     if len(places) > 1:
         each = "; ".join(f"{', '.join(names)}: {place}" for place, names in places.items())
-        found.append(f"Not all figures are of the same samples at the same size. {each}.")
+        found.append(f"Not all figures are of the same samples, judged at the same size. {each}.")
     if unfinished := [f"{run.name} ({run.state})" for run in runs if run.state != "done"]:
         found.append(f"Not finished: {', '.join(unfinished)}.")
     return found
@@ -123,6 +137,7 @@ def warnings(runs: Sequence[RunData]) -> list[str]:
 def comparison_markdown(runs: Sequence[RunData], metrics: Sequence[str] | None = None) -> str:
     """Return warnings, differing settings, metrics and effort as Markdown, headings of the third level."""
     parts = [f"> {_escape(warning)}" for warning in warnings(runs)]
+    parts += [_escape(ground)] if (ground := common_ground(runs)) else []
     rows = differences([run.settings for run in runs])
     if rows:
         table = Table("Settings that differ", [run.name for run in runs], [])

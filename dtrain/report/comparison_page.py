@@ -7,7 +7,7 @@ from markupsafe import Markup
 from dtrain.report.album import Album
 from dtrain.report.chart import line_key
 from dtrain.report.charts import comparison_charts
-from dtrain.report.comparison import effort_table, evaluated_on, metric_tables, warnings
+from dtrain.report.comparison import common_ground, effort_table, metric_tables, warnings
 from dtrain.report.goodput_words import time_parts
 from dtrain.report.run_data import RunData
 from dtrain.report.settings import describe_loss, differences
@@ -26,11 +26,10 @@ def render_comparison(runs: Sequence[RunData], album: Album) -> str:
         album=album,
         notes=[*(f"{run.name}: {note}" for run in runs for note in run.notes), *album.notes],
         warnings=warnings(runs),
-        same_samples=len({evaluated_on(run) for run in runs}) == 1,
+        common_ground=common_ground(runs),
         runs_across=len(runs) <= _RUNS_ACROSS,
         keys={run.name: Markup(line_key(index)) for index, run in enumerate(runs)},
         losses=[describe_loss(run.settings) for run in runs],
-        evaluated_on=evaluated_on,
         differences=differences([run.settings for run in runs]),
         metric_tables=metric_tables(runs),
         effort=effort_table(runs),

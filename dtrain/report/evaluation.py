@@ -27,6 +27,8 @@ class Evaluation:
     metrics: Mapping[str, float]
     samples: int | None = None
     size: int | None = None
+    """In pixels, of what was judged; `input_size` of what the network saw."""
+    input_size: int | None = None
     checkpoint: str | None = None
     trivial: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     backgrounds: Sequence[Part] = ()
@@ -45,6 +47,7 @@ def understand_evaluation(value: Mapping[str, object]) -> Evaluation | None:
         metrics=numbers(metrics),
         samples=whole(value.get("samples")),
         size=whole(value.get("size")),
+        input_size=whole(value.get("input_size")),
         checkpoint=None if value.get("checkpoint") is None else str(value["checkpoint"]),
         trivial={
             str(name): numbers(figures) for name, figures in _items(value.get("trivial")) if isinstance(figures, dict)

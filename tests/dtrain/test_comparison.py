@@ -146,9 +146,24 @@ def test_figures_of_different_samples_are_told_apart(make_run: MakeRun, tmp_path
     b.status("preempted")
     page = compare(a, b, out=tmp_path / "comparison.html")
     assert (
-        "Not all figures are of the same samples at the same size. a: test; b: test, 640 samples, 128 px." in page.shown
+        "Not all figures are of the same samples, judged at the same size. a: test; b: test, 640 samples, judged at "
+        "128 px." in page.shown
     )
     assert "Not finished: b (preempted)." in page.shown
+
+
+def test_figures_of_networks_of_different_sizes_say_at_what_size_all_are_judged(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    stage = "stages:\n- {{size: 32}}\n- {{size: {}}}\n"
+    runs = [make_run(name, config=stage.format(size)) for name, size in (("a", 64), ("b", 128), ("c", 64))]
+    for run in runs:
+        run.evaluation(size=128)
+    ground = "Of test, 640 samples, judged at 128 px. Networks were trained last at 64 px: a, c; 128 px: b."
+    page = compare(*runs, out=tmp_path / "comparison.html")
+    assert ground in page.shown
+    assert ground in comparison_markdown(read_runs([run.path for run in runs]))
+    assert "Not all figures" not in page.shown
 
 
 def test_time_and_throughput_are_beside_each_other(make_run: MakeRun, tmp_path: Path) -> None:

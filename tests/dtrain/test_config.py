@@ -126,6 +126,7 @@ def test_an_impossible_value_is_named_with_its_key(load: Load, key: str, value: 
             "loss.depth: l3 is no such loss; expected some of l1, mse, smooth_l1",
         ),
         (BASE + "loss: {mask: {mse: 0}}\n", "loss.mask: expected a weight above 0 for mse; leave a term out"),
+        (BASE + "loss: {mask: {bce: true}}\n", "loss.mask: expected a weight such as 1.0 for bce; leave a term out"),
         (BASE + "loss: {mask: {}}\n", "loss.mask: expected at least one term, such as {mse: 1}"),
         (BASE + "schedule: {name: step}\n", "schedule.step_samples: is missing"),
         (BASE + "schedule: {name: one_cycle, warmup_samples: 5}\n", "schedule: one_cycle rises by itself"),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -35,6 +36,7 @@ from shard_tools.errors import UserError
 
 from . import numpy_metrics
 from .conftest import Shards, open_loader
+from .test_bad_samples import spoil
 
 SIZE = 24
 QUICK = (
@@ -96,17 +98,28 @@ def truth(shards: Shards, make_config: Callable[..., Config]) -> Truth:
     return look(shards, make_config())
 
 
-def look(shards: Shards, config: Config) -> Truth:
+def look(shards: Shards, config: Config, *, judged_at: int = SIZE, decoded: int = SIZE) -> Truth:
+    """What the network says of images of SIZE, made from `decoded` ones, and the truth; both at side `judged_at`."""
     network = make_network_of(config)
+    fed, truth = read_all(shards, decoded), read_all(shards, judged_at)
+    with torch.inference_mode():
+        images = fed.images
+        if decoded != SIZE:
+            images = F.interpolate(images, (SIZE, SIZE), mode="bilinear", antialias=True)
+        depth, logits = network(images)
+        if depth.shape[-1] != judged_at:
+            sides = (judged_at, judged_at)
+            depth, logits = (F.interpolate(x, sides, mode="bilinear", antialias=True) for x in (depth, logits))
+    planes = (x[:, 0].double().numpy() for x in (depth, logits, truth.depth, truth.mask))
+    return Truth(truth.keys, *planes)
+
+
+def read_all(shards: Shards, size: int) -> Batch:
+    """All of the split "train" at a size."""
     lengths = shards.lengths()
-    with open_loader(shards, size=SIZE) as loader, torch.inference_mode():
+    with open_loader(shards, size=size) as loader:
         (host,) = loader.batches(in_packing_order(lengths, range(sum(lengths)), sum(lengths)))
-        batch = to_device(host, torch.device("cpu"), SIZE)
-        depth, logits = network(batch.images)
-        if depth.shape[-1] != SIZE:
-            depth, logits = (torch.nn.functional.interpolate(x, (SIZE, SIZE), mode="bilinear") for x in (depth, logits))
-    planes = (x[:, 0].double().numpy() for x in (depth, logits, batch.depth, batch.mask))
-    return Truth(batch.keys, *planes)
+        return to_device(host, torch.device("cpu"), size)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -120,10 +133,8 @@ def read(path: Path) -> dict[str, Any]:
 def test_every_figure_is_that_of_the_formulas(run: Path, truth: Truth) -> None:
     assert evaluate_run(run, split="train") == close(truth.figures())
     found = read(run / "evaluation.json")
-    assert (found["checkpoint"], found["split"], found["samples"], found["size"]) == (
-        *("step-00000003", "train"),
-        *(30, SIZE),
-    )
+    named = ("checkpoint", "split", "samples", "size", "input_size")
+    assert [found[name] for name in named] == ["step-00000003", "train", 30, SIZE, SIZE]
     assert found["metrics"] == close(truth.figures())
     assert "original_metrics" not in found
 
@@ -159,7 +170,7 @@ def test_worst_and_best_samples(run: Path, truth: Truth, metric: str, sign: int)
             assert picture.height > 2 * 2 * SIZE
 
 
-def test_trivial_predictors_are_the_best_that_constants_can_do(run: Path, truth: Truth) -> None:
+def test_trivial_predictors_are_the_best_of_256_levels(run: Path, truth: Truth) -> None:
     evaluate_run(run, split="train", worst=0)
     found = read(run / "evaluation.json")["trivial"]
     constants = [float(np.mean(truth.depth)), *np.arange(256) / 255]
@@ -269,9 +280,48 @@ def test_a_network_that_shrinks_is_judged_at_the_size_of_the_truth(
     assert read(run / "evaluation.json")["metrics"] == close(look(shards, config).figures())
 
 
+@pytest.mark.parametrize("judged_at", [48, 16])
+def test_a_network_is_judged_at_another_size_than_it_sees(
+    run: Path, shards: Shards, make_config: Callable[..., Config], judged_at: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = look(shards, make_config(), judged_at=judged_at).figures()
+    assert main(["evaluate", str(run), "--split", "train", "--judge-at", str(judged_at), "--worst", "1"]) == 0
+    found = read(run / "evaluation.json")
+    assert (found["size"], found["input_size"]) == (judged_at, SIZE)
+    assert found["metrics"] == close(expected)
+    sides = f"judged at {judged_at}×{judged_at}; the network sees {SIZE}×{SIZE}"
+    assert sides in capsys.readouterr().out
+    for name in SHOWN:
+        assert (run / f"{name}.png").exists()
+
+
+def test_a_network_with_a_larger_loss_size_is_fed_as_in_training(
+    make_config: Callable[..., Config], shards: Shards
+) -> None:
+    config = make_config(*QUICK, "--stages.1.loss_size", "48")
+    run = make_run(config)
+    evaluate_run(run, split="train", worst=0)
+    assert read(run / "evaluation.json")["metrics"] == close(look(shards, config, decoded=48).figures())
+    evaluate_run(run, split="train", judge_at=48, worst=0)
+    expected = look(shards, config, decoded=48, judged_at=48).figures()
+    assert read(run / "evaluation.json")["metrics"] == close(expected)
+
+
+def test_a_bad_sample_is_left_out_of_both_sizes(
+    own_shards: Shards, make_config: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(own_shards.folder, 0, 1, split="test")
+    run = make_run(make_config(*QUICK, "--data.manifest", str(own_shards.folder), "--data.on_bad_sample", "replace"))
+    evaluate_run(run, judge_at=48, worst=0)
+    assert read(run / "evaluation.json")["samples"] == 9
+    assert capsys.readouterr().err.count("left out: ") == 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--judge-at", "7"], "--judge-at 7: expected a side of 8 pixels or more"),
+        (["--rank-by", "depth_ssim", "--judge-at", "10"], "needs images of at least 11 pixels, not 10"),
         (["--worst", "65"], "--worst: expected 0 to 64 samples, got 65"),
         (["--worst", "-1"], "--worst: expected 0 to 64 samples, got -1"),
         (["--rank-by", "iou"], "--rank-by: expected one of depth_mse, "),
@@ -334,8 +384,8 @@ def test_too_many_backgrounds_have_no_breakdown() -> None:
 def test_extremes_are_those_of_the_sorted_whole(errors: list[float], count: int, batch: int) -> None:
     found = Extremes("depth_mae", count)
     samples = {f"bg1_fg_1_{number:02}": error for number, error in enumerate(errors)}
-    for part in cut(samples, batch):
-        found.add(seen(part))
+    for number, part in enumerate(cut(samples, batch)):
+        found.add(seen(part, number * batch))
     found = found.gathered(Vote())
     rank = {key: -1.0 if np.isnan(error) else 1 / (1 + error) for key, error in samples.items()}
     worst_first = sorted(samples, key=lambda key: (rank[key], key))
@@ -348,18 +398,39 @@ def test_extremes_are_those_of_the_sorted_whole(errors: list[float], count: int,
         assert found.draw(found.worst).height > len(found.worst)
 
 
+def test_samples_of_the_same_key_are_different_ones() -> None:
+    alone = Extremes("depth_mae", 3)
+    alone.add(seen({"000000": 0.5}, 1))
+    both = Extremes("depth_mae", 3)
+    for position, error in enumerate((0.25, 0.5, 0.125)):
+        both.add(seen({"000000": error}, position))
+    both = both.gathered(Vote())
+    assert [ranked.figures["depth_mae"] for ranked in both.worst] == [0.5, 0.25, 0.125]
+    assert [ranked.figures["depth_mae"] for ranked in both.best] == [0.125, 0.25, 0.5]
+    drawn, others = (both.draw([ranked]).tobytes() for ranked in both.worst[1::-1])
+    assert others == alone.draw(alone.worst).tobytes() != drawn
+
+
+def test_a_background_whose_figure_is_no_number_is_the_worst() -> None:
+    errors = {"bg1_fg_1_1": 0.25, "bg2_fg_1_1": float("nan"), "bg3_fg_1_1": 0.5, "bg4_fg_1_1": 0.125}
+    breakdown = Breakdown()
+    breakdown.add(seen(errors))
+    parts = breakdown.parts("depth_rmse", higher_is_better=False)
+    assert list(parts) == ["bg2", "bg3", "bg1", "bg4"]
+
+
 def cut(samples: dict[str, float], batch: int) -> Iterator[dict[str, float]]:
     items = list(samples.items())
     for start in range(0, len(items), batch):
         yield dict(items[start : start + batch])
 
 
-def seen(samples: dict[str, float]) -> Seen:
-    """A batch of one grey pixel each, whose depth is 0 and predicted with these errors."""
+def seen(samples: dict[str, float], first: int = 0) -> Seen:
+    """A batch of one grey pixel each, whose depth is 0 and predicted with these errors, from that position on."""
     depth = torch.zeros(len(samples), 1, 1, 1)
     prediction = Prediction(torch.tensor(list(samples.values()), dtype=torch.float32).view_as(depth), depth)
     batch = Batch(list(samples), torch.zeros(len(samples), 6, 1, 1), depth, depth)
-    return Seen(batch, prediction, sample_sums(prediction, depth, depth), 0)
+    return Seen(batch, prediction, sample_sums(prediction, depth, depth), first)
 
 
 def test_a_run_that_is_none(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from dtrain.cli import main
-from dtrain.config import load_config
-from dtrain.experiment_set import choose, find_experiments
+from dtrain.config import differences, load_config
+from dtrain.experiment_set import choose, common_size, find_experiments
 from dtrain.stop_request import SIGNALS, StopRequest
 from dtrain.subordinate import run_command
 from shard_tools.errors import UserError
@@ -62,6 +62,13 @@ class TestFind:
         assert [each.name for each in choose(found, ["c", "a"])] == ["a", "c"]
         assert choose(found, []) == found
 
+    def test_the_common_size_is_the_largest_of_any_stage(self, write: Write) -> None:
+        stages = "stages: [{{size: {}, batch: 4}}, {{size: 32, batch: 4{}}}]\n"
+        start = "run: r\ndata: {manifest: shards}\n"
+        large, loss = start + stages.format(64, ""), start + stages.format(16, ", loss_size: 96")
+        assert common_size(find_experiments([write(a=BASE, b=large)], Path("out"))) == 64
+        assert common_size(find_experiments([write("other", a=large, b=loss)], Path("out"))) == 96
+
     def test_an_unknown_name_is_answered_with_the_one_that_was_meant(self, write: Write) -> None:
         found = find_experiments([write(gradient=BASE, ssim=BASE)], Path("out"))
         with pytest.raises(UserError, match=r"--only: no experiment is called 'gradent'; did you mean gradient\?"):
@@ -100,6 +107,12 @@ def test_a_launcher_that_is_not_there(write: Write, tmp_path: Path, capsys: pyte
     assert "--launch: no such program in 'akcelerate -m'" in capsys.readouterr().err
 
 
+def test_a_size_that_nothing_can_be_judged_at(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["experiments", str(write(a=BASE)), "--out", str(tmp_path / "out"), "--judge-at", "4"]) == 1
+    assert "--judge-at 4: expected a side of 8 pixels or more" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 class TestShipped:
     def test_each_is_another_experiment_and_says_what_it_asks(self) -> None:
         found = find_experiments([SHIPPED], Path("out"))
@@ -128,6 +141,26 @@ class TestShipped:
     ) -> None:
         loss = load_config(SHIPPED / f"{name}.yaml").loss
         assert (loss.scale, loss.depth, loss.mask) == (scale, depth, mask)
+
+    @pytest.mark.parametrize(
+        ("name", "baseline", "key", "size"),
+        [
+            ("curriculum-loss-size-64", "losses-k-d-bce", "stages.0.loss_size", 32),
+            ("curriculum-loss-size-128", "curriculum-larger-images", "stages.1.loss_size", 64),
+        ],
+    )
+    def test_a_larger_loss_size_differs_in_nothing_else_from_what_it_is_compared_with(
+        self, name: str, baseline: str, key: str, size: int
+    ) -> None:
+        config, other = (load_config(SHIPPED / f"{each}.yaml") for each in (name, baseline))
+        assert set(differences(other.identity(), config.identity())) == {key}
+        assert config.stages[-1].size == size
+        assert config.stages[-1].loss_size == 2 * size
+
+    def test_factors_by_sgd_multiply_the_whole_step(self) -> None:
+        few, many = (load_config(SHIPPED / f"losses-k-{factor}-sgd.yaml") for factor in (10, 70))
+        assert set(differences(few.identity(), many.identity())) == {"loss.scale"}
+        assert few.optimizer.weight_decay == 0
 
     def test_what_is_compared_sees_as_many_samples(self) -> None:
         found = find_experiments([SHIPPED], Path("out"))

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from .conftest import BATCH, BIN, ROOT, STEPS, TEST_SAMPLES, WATCH_TIMEOUT
 
 EPOCHS = 3
 ENDS_AFTER = EPOCHS * STEPS
+SIZE, LARGER = 16, 24
 FIRST, BROKEN = "adam", "broken"
 
 
@@ -30,13 +32,15 @@ class Set:
     shards: Path
 
     def write(self, *, broken_shards: Path) -> None:
-        """Two experiments and what they share; the second one reads other shards than the first."""
+        """Two experiments and what they share; the second one reads other shards than the first, and larger images."""
         self.configs.mkdir(exist_ok=True)
-        stage = f"{{size: 16, batch: {BATCH}, epochs: {EPOCHS}}}"
+        stage, larger = (f"{{size: {size}, batch: {BATCH}, epochs: {EPOCHS}}}" for size in (SIZE, LARGER))
         shared = f"run: shared\nmodel: {{width: 0.03125}}\nlog: {{every_steps: 1}}\nstages: [{stage}]\n"
         (self.configs / "base.yaml").write_text(f"{shared}data: {{manifest: '{self.shards}', workers: 0}}\n")
         (self.configs / f"{FIRST}.yaml").write_text("extends: base.yaml\noptimizer: {name: adam}\n")
-        (self.configs / f"{BROKEN}.yaml").write_text(f"extends: base.yaml\ndata: {{manifest: '{broken_shards}'}}\n")
+        (self.configs / f"{BROKEN}.yaml").write_text(
+            f"extends: base.yaml\ndata: {{manifest: '{broken_shards}'}}\nstages: [{larger}]\n"
+        )
 
     def start(self, *options: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
@@ -59,6 +63,11 @@ def finish(process: "subprocess.Popen[str]") -> tuple[int, str]:
     """Exit status, and all that was printed."""
     output = process.communicate(timeout=WATCH_TIMEOUT)[0]
     return process.returncode, output
+
+
+def evaluated(training: Training) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((training.folder / "evaluation.json").read_text())
+    return found
 
 
 @pytest.fixture
@@ -91,7 +100,7 @@ def test_a_set_is_stopped_goes_on_tells_what_failed_and_does_nothing_twice(exper
     assert [line["global_step"] for line in first.lines("metrics.jsonl") if line["kind"] == "train"] == [
         *range(1, ENDS_AFTER + 1)
     ]
-    assert json.loads((first.folder / "evaluation.json").read_text())["samples"] == TEST_SAMPLES
+    assert evaluated(first)["samples"] == TEST_SAMPLES
     assert FIRST in experiments.comparison()
     assert BROKEN not in experiments.comparison()
 
@@ -113,3 +122,17 @@ def test_a_set_is_stopped_goes_on_tells_what_failed_and_does_nothing_twice(exper
     page = (experiments.out / "comparison.html").read_text()
     assert FIRST in page
     assert BROKEN in page
+
+    assert [(evaluated(run)["input_size"], evaluated(run)["size"]) for run in (first, broken)] == [
+        (SIZE, LARGER),
+        (LARGER, LARGER),
+    ]
+    assert f"judged at {LARGER} px" in text
+
+    logs = [run.folder / "events.jsonl" for run in (first, broken)]
+    before = {path: path.stat().st_mtime_ns for path in logs}
+    status, output = finish(experiments.start("--judge-at", str(SIZE), "--only", FIRST))
+    assert status == 0, output
+    assert [evaluated(run)["size"] for run in (first, broken)] == [SIZE, SIZE], "or they could not be compared"
+    assert {path: path.stat().st_mtime_ns for path in logs} == before, "nothing was trained again"
+    assert f"judged at {SIZE} px" in experiments.comparison()

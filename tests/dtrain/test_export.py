@@ -127,15 +127,15 @@ assert [result.mask.shape for result in results] == [(256, 256)] * 2
 """
 
 
-def test_the_page_does_what_it_says(run: Path, onnx_file: Path, tmp_path: Path) -> None:
+def test_the_pages_do_what_they_say(run: Path, onnx_file: Path, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/my").symlink_to(run)
     (tmp_path / "network.onnx").symlink_to(onnx_file)
     for seed, name in enumerate(["room", "room_with_chair", "room_with_lamp"]):
         Image.fromarray(smooth_pixels(seed, 256, 256)).save(tmp_path / f"{name}.jpg", quality=95)
-    page = (ROOT / "docs/using-a-network.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    assert len(blocks) >= 3
+    pages = (ROOT / "README.md").read_text() + (ROOT / "docs/using-a-network.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", pages, flags=re.DOTALL)
+    assert len(blocks) >= 4
     assert main(["export", str(run), "--format", "torch", "--out", str(tmp_path / "network.pt2")]) == 0
     program = "\n".join([*blocks, CHECKS])
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=140)

@@ -26,7 +26,7 @@ from dtrain.resume import Start
 from dtrain.run_folder import RunFolder, State
 from dtrain.saver import Saved
 from dtrain.uptime import uptime
-from dtrain.vote import AgreedError
+from dtrain.vote import AgreedError, message_of
 from shard_tools.atomic import atomic_file
 from shard_tools.errors import UserError
 from shard_tools.progress import Progress
@@ -265,47 +265,45 @@ class Journal:
     def failed(self, error: Exception, global_step: int) -> bool:
         """The run ends with an error on this process; its newest checkpoint stays good.
 
-        The process that met a damaged shard says so in status.json. The others, whose exchange with it then breaks
-        off, leave it at that. If the exchange broke off without such a reason, a process or its machine is gone: that
-        is no failure of the run, which the same command goes on with. Returns whether all is said.
+        The process that met an error of its own says so in status.json, at once. The others, whose exchange with it
+        then breaks off, leave it at that. If the exchange broke off without such a reason, a process or its machine is
+        gone: that is no failure of the run, which the same command goes on with. Returns whether all is said.
         """
-        if isinstance(error, AgreedError):
-            if self._main:
-                self._fail(str(error), global_step)
-            return False
-        if isinstance(error, UserError):
-            self._explain(error, global_step)
-            return False
-        if self._explained_by_another():
-            return True
         if is_lost_process(error):
-            if self._main:
+            if not self._explained_by_another() and self._main:
                 lost = f"lost another process in step {global_step + 1}"
                 self._say(f"{lost}; the same command goes on from the newest checkpoint")
-                with suppress(UserError):
-                    self._run.add_event("failed", global_step, reason=lost)
+                self._note_failure(lost, global_step)
                 self._end("running", lost, global_step)
             return True
-        if self._main:
-            self._explain(error, global_step)
+        if not isinstance(error, AgreedError):
+            reason = f"process {self._accelerator.process_index}, step {global_step + 1}: {message_of(error)}"
+            self._note_failure(reason, global_step)
+            if not self._is_explained():
+                self._end("failed", reason, global_step)
+        elif self._main:
+            self._note_failure(str(error), global_step)
+            self._end("failed", str(error), global_step)
         return False
 
-    def _explain(self, error: Exception, global_step: int) -> None:
-        self._fail(f"process {self._accelerator.process_index}: {type(error).__name__}: {error}", global_step)
-
-    def _fail(self, reason: str, global_step: int) -> None:
+    def _note_failure(self, reason: str, global_step: int) -> None:
         with suppress(UserError):
             self._run.add_event("failed", global_step, reason=reason)
-        self._end("failed", reason, global_step)
 
     def _explained_by_another(self) -> bool:
         """Wait a moment for the status of a process that ended just before."""
         deadline = time.monotonic() + EXPLANATION_WAIT_SECONDS
-        while self._run.read_status().get("state") != "failed":
+        while not self._is_explained():
             if self._accelerator.num_processes == 1 or time.monotonic() > deadline:
                 return False
             time.sleep(0.1)
         return True
+
+    def _is_explained(self) -> bool:
+        """Whether a process has said why the run ends; it was `running` when this began."""
+        with suppress(UserError):
+            return self._run.read_status().get("state") == "failed"
+        return False
 
     def _announce(self, start: Start, global_step: int) -> None:
         stage = self._plan.stages[min(start.position.stage, len(self._plan.stages) - 1)]

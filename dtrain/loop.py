@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import closing, nullcontext, suppress
 from dataclasses import asdict, replace
 from functools import partial
+from typing import TypeVar
 
 from accelerate import Accelerator
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from dtrain import collector
 from dtrain.bucket import Bucket
 from dtrain.checkpoint import Checkpoint, DamagedCheckpointError, load_checkpoint
+from dtrain.claim import ClaimedRun
 from dtrain.config import Config
 from dtrain.data.augment import augment, draw
 from dtrain.data.dataset import Dataset, open_dataset
@@ -38,12 +40,13 @@ from dtrain.plan import RunPlan, StagePlan, plan_run
 from dtrain.profiler import Profiler
 from dtrain.resize import resize, resize_prediction
 from dtrain.resume import Start, open_run
-from dtrain.run_folder import RunFolder
 from dtrain.stop_request import StopRequest
 from dtrain.vote import AgreedError, Agreement, Vote
 from dtrain.watchdog import Watchdog
 from shard_tools.errors import UserError
 from shard_tools.storage import open_storage
+
+Made = TypeVar("Made")
 
 
 def train(
@@ -69,7 +72,7 @@ def train(
         fresh, from_stage = False, None
         print(f"{option}: the launcher has started this again, so the run goes on", file=sys.stderr, flush=True)
     opens = partial(open_run, fresh=fresh, overwrite=overwrite, from_stage=from_stage, accept=accept)
-    run = RunFolder(config.run)
+    run = ClaimedRun(config.run)
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     watchdog = Watchdog(rank, world_size, request, config.hang.leave_seconds, partial(stands_still, run, rank))
     try:
@@ -77,8 +80,11 @@ def train(
         watchdog.allow(config.hang.first_step_seconds + config.data.patience_seconds)
         vote = Vote(request, longest_wait(config))
         try:
-            with closing(_open_together(config, vote)) as dataset:
+            with run.refusals():
+                on_main_process(accelerator, run.claim)
                 bucket = Bucket(open_storage(config.checkpoint.url)) if config.checkpoint.url else None
+                dataset = _open_together(config, vote)
+            with closing(dataset):
                 _train(config, accelerator, run, dataset, bucket, vote, request, watchdog, opens, profile)
         finally:
             with suppress(OSError):  # the trackers' files, on a full disk
@@ -96,7 +102,7 @@ def train(
 def _train(
     config: Config,
     accelerator: Accelerator,
-    run: RunFolder,
+    run: ClaimedRun,
     dataset: Dataset,
     bucket: Bucket | None,
     vote: Vote,
@@ -105,52 +111,52 @@ def _train(
     opens: Callable[..., Start],
     profile: bool,
 ) -> None:
-    lengths = dataset.lengths(config.data.train_split)
-    plan = plan_run(config, lengths, rank=accelerator.process_index, world_size=accelerator.num_processes)
-    evaluator = Evaluator(config, dataset, accelerator, config.data.test_split)
     loaded: list[Checkpoint] = []
-    start = on_main_process(
-        accelerator,
-        lambda: opens(run, config, plan, dataset.digest, bucket=bucket, on_load=loaded.append),
-    )
-    if start.finished:
-        accelerator.print(f"{run.path} is done: {start.state['global_step']} steps; --fresh starts it anew.")
-        return
+    with run.refusals():
+        lengths = dataset.lengths(config.data.train_split)
+        plan = plan_run(config, lengths, rank=accelerator.process_index, world_size=accelerator.num_processes)
+        evaluator = Evaluator(config, dataset, accelerator, config.data.test_split)
+        start = on_main_process(
+            accelerator,
+            lambda: opens(run, config, plan, dataset.digest, bucket=bucket, on_load=loaded.append),
+        )
+        if start.finished:
+            accelerator.print(f"{run.path} is done: {start.state['global_step']} steps; --fresh starts it anew.")
+            return
+        journal = _together(vote, lambda: Journal(run, accelerator, config, plan, start, dataset))
+    trainer = None
     try:
-        journal = Journal(run, accelerator, config, plan, start, dataset)
-    except OSError as error:
-        raise ProcessError(explain(error)) from None
-    learner = Learner(config, accelerator, _loaded(start, loaded))
-    keeper = Keeper(
-        config,
-        accelerator,
-        run,
-        bucket,
-        journal,
-        vote,
-        dataset.digest,
-        start.state.get("global_step"),
-        plan.stage_ends().values(),
-        lambda: watchdog.progress(plan.total_steps, "waiting for room to save"),
-    )
-    profiler = Profiler(
-        run.profile if profile and accelerator.is_main_process else None, accelerator.device, config.loss
-    )
-    trainer = Trainer(
-        *(config, accelerator, dataset, plan, learner, keeper, journal, vote, watchdog, evaluator, profiler), start
-    )
-    collector.work()
-    try:
+        learner = _learner(config, accelerator, _loaded(start, loaded))
+        keeper = Keeper(
+            config,
+            accelerator,
+            run,
+            bucket,
+            journal,
+            vote,
+            dataset.digest,
+            start.state.get("global_step"),
+            plan.stage_ends().values(),
+            lambda: watchdog.progress(plan.total_steps, "waiting for room to save"),
+        )
+        profiler = Profiler(
+            run.profile if profile and accelerator.is_main_process else None, accelerator.device, config.loss
+        )
+        trainer = Trainer(
+            *(config, accelerator, dataset, plan, learner, keeper, journal, vote, watchdog, evaluator, profiler), start
+        )
+        collector.work()
         ended = trainer.train()
         unsaved = trainer.finish(ended)
     except Exception as error:
-        if journal.failed(error, trainer.global_step):
+        if journal.failed(error, trainer.global_step if trainer else plan.steps_before(start.position)):
             raise SystemExit(1) from None
         if isinstance(error, UserError) and not isinstance(error, AgreedError):
             raise ProcessError(f"process {accelerator.process_index}: {error}") from None
         raise
     finally:
-        trainer.close()
+        if trainer:
+            trainer.close()
     if ended:
         journal.done(trainer.global_step)
     else:
@@ -165,20 +171,40 @@ def _was_restarted() -> bool:
 
 def _open_together(config: Config, vote: Vote) -> Dataset:
     """The data set; AgreedError on all processes if one of them can't open it, or sees another one than the others."""
-    dataset = None
-    try:
+
+    def opened() -> Dataset:
         dataset = open_dataset(config.data)
         dataset.start()
-    except UserError as error:
-        vote.fail(error)
-    vote.now()
-    assert dataset is not None, "or the vote has said why not"
+        return dataset
+
+    dataset = _together(vote, opened)
     if not vote.same_for_all(dataset.digest):
         raise AgreedError(
             f"data.manifest: {config.data.manifest} does not list the same samples on all machines; copy the shards "
             "again, or give all of them one URL"
         )
     return dataset
+
+
+def _together(vote: Vote, make: Callable[[], Made]) -> Made:
+    """What each process makes for itself; AgreedError on all processes if one of them can't."""
+    made: list[Made] = []
+    try:
+        made.append(make())
+    except UserError as error:
+        vote.fail(error)
+    except OSError as error:
+        vote.fail(UserError(explain(error)))
+    vote.now()
+    return made[0]
+
+
+def _learner(config: Config, accelerator: Accelerator, checkpoint: Checkpoint | None) -> Learner:
+    """AgreedError on all processes if the configuration can't be followed."""
+    try:
+        return Learner(config, accelerator, checkpoint)
+    except UserError as error:
+        raise AgreedError(str(error)) from None
 
 
 def _loaded(start: Start, loaded: list[Checkpoint]) -> Checkpoint | None:
@@ -293,7 +319,8 @@ class Trainer:
                     agreement = self._step(stage, batches)
                 if self._profiler.complete:
                     self._journal.profiled(self._profiler.write())
-                self._count(agreement)
+                if not agreement.absent:
+                    self._count(agreement)
                 if agreement.stop:
                     return False
                 if agreement.save and self.position.step < stage.steps_of(self.position.epoch):
@@ -337,7 +364,6 @@ class Trainer:
             raise
         if agreement.absent:
             self._learner.update.drop()
-            self._bad_here -= len(bad)
             return agreement
         with self._profiler.phase("update"):
             applied = self._learner.update.apply(losses)
@@ -387,7 +413,7 @@ class Trainer:
             self._vote.fail(error)
 
     def _count(self, agreement: Agreement) -> None:
-        """Take in what all processes counted; AgreedError on all when too much is bad."""
+        """Take in what all processes counted in a step that was done; AgreedError on all when too much is bad."""
         bad, waited = zip(*agreement.counts, strict=True)
         self._bad_samples = self._bad_before + sum(bad)
         self._journal.waited(max(waited) / 1e6)

@@ -10,6 +10,11 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
+SMALLEST_SCALE = 1.0
+"""Of fp16. A scaler tries scales until the gradient fits, and halves one that does not; a gradient that does not fit
+unscaled either is not finite itself. Unlike a number of such steps in a row, the scale outlives a resume, and a good
+step between hides nothing from it."""
+
 
 @dataclass(frozen=True)
 class Applied:
@@ -18,9 +23,9 @@ class Applied:
     losses: list[float]
     """Means over the global batch."""
     gradient_norm: float | None
-    """L2 norm before clipping; None in fp16, where it is not looked at."""
+    """L2 norm before clipping; None in fp16, where the gradient is scaled."""
     finite: bool
-    """Whether the loss and, but for fp16, the gradient were finite."""
+    """Whether the loss and the gradient were finite, or the scale of fp16 was to blame."""
     changed: bool
     """Whether the weights changed: not if something was not finite."""
 
@@ -59,27 +64,25 @@ class Update:
         if dist.is_initialized():
             dist.all_reduce(means)
             means /= dist.get_world_size()
+        *figures, norm = torch.cat([means, self._gradient_norm().to(means)[None]]).tolist()
+        changed = finite = all(map(math.isfinite, (*figures, norm)))
         scaler = self._accelerator.scaler
         if scaler is None:
-            *figures, norm = torch.cat([means, self._gradient_norm().to(means)[None]]).tolist()
-            finite = all(map(math.isfinite, (*figures, norm)))
             if finite:
                 self._clip(norm)
                 self._optimizer.step()
         else:
-            # The scaler of fp16 looks at the gradients itself, and expects some that are not finite.
-            figures, norm = means.tolist(), None
-            finite = all(map(math.isfinite, figures))
             if not finite:
                 self._spoil_gradient()
             if self._clip_norm is not None:
                 self._accelerator.clip_grad_norm_(self._parameters, self._clip_norm)
             self._optimizer.step()
-        changed = finite and not (scaler is not None and self._optimizer.step_was_skipped)
+            if not finite and all(map(math.isfinite, figures)):
+                finite = scaler.get_scale() >= SMALLEST_SCALE
         if not changed:
             self._restore_statistics()
         self._optimizer.zero_grad()
-        return Applied(figures, norm, finite, changed)
+        return Applied(figures, norm if scaler is None else None, finite, changed)
 
     def drop(self) -> None:
         """Forget the step that was begun."""

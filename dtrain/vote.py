@@ -16,6 +16,11 @@ class AgreedError(UserError):
     """What one process could not go on with, or several; raised by all of them, with one message."""
 
 
+def message_of(error: Exception) -> str:
+    """What to say of an error: of a user's mistake its text, of any other its type as well."""
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+
 @dataclass(frozen=True)
 class Agreement:
     """What all processes know together."""
@@ -110,10 +115,7 @@ class Vote:
 
     def _raise_together(self) -> NoReturn:
         """Every process raises the messages of those that failed, each message once."""
-        own = None
-        if self._failure is not None:
-            own = str(self._failure) if isinstance(self._failure, UserError) else repr(self._failure)
-        gathered = self.gather(own)
+        gathered = self.gather(message_of(self._failure) if self._failure is not None else None)
         ranks: dict[object, list[str]] = {}
         for rank, message in enumerate(gathered):
             if message is not None:

@@ -29,6 +29,7 @@ from dtrain.data.decode import Decode
 from dtrain.data.decode_process import Answer, Channel, Task
 from dtrain.data.located import Descriptor, Located
 from dtrain.data.rows import Loaded, RowLoader, SampleDecoder, Shape, slots_in
+from dtrain.stop_request import SIGNALS
 from shard_tools.errors import UserError
 
 WorkerKind = Literal["process", "thread"]
@@ -37,7 +38,7 @@ START_SECONDS = 300.0
 READY_SECONDS = 0.2
 FEWER = "use fewer data.workers, or data.worker_kind thread"
 
-_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
+_SIGNALS = {*SIGNALS, signal.SIGUSR2}
 """That launchers and terminals send to whole groups of processes: the trainer decides what they mean."""
 
 _PROGRAM = (

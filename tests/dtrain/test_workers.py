@@ -26,7 +26,7 @@ from .conftest import Shards, WorkerOptions, decode_processes, open_loader, pack
 
 ROOT = Path(__file__).parents[2]
 TWO = WorkerOptions(2, "process")
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def reading(shards: Shards) -> Reading:

@@ -2,15 +2,19 @@
 
 import json
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from shard_tools.index import parse_index
 
-from ..servers import free_port
+from ..servers import free_port, needs_nginx, nginx
 from .conftest import BIN, EPOCHS, ROOT, TEST_SAMPLES, TOTAL_STEPS, Launched, Run
+from .lean import GRACE_SECONDS, Lean, checkpoint_of
+from .test_signals import FEW_LANES, last_shard_of_the_second_process
 
 REPLACE = ("--data.on_bad_sample", "replace")
 
@@ -71,6 +75,34 @@ def test_too_many_stop_the_run_on_every_process(spoiled: tuple[Run, list[str]]) 
     assert launched.output.count(message) == 1, launched.output
     assert run.status()["state"] == "failed"
     assert message in run.status()["reason"]
+
+
+@needs_nginx
+def test_those_of_a_step_that_is_dropped_do_not_count(run: Run, undisturbed: Run, tmp_path: Path) -> None:
+    """One process is told to stop while it waits for data, and the other has its part of the step, with bad samples."""
+    copy = Path(shutil.copytree(run.shards, tmp_path / "spoiled"))
+    for shard in copy.glob("train-*.tar"):
+        samples = len(parse_index(shard.with_suffix(".idx").read_text(), shard))
+        spoil(shard, *(sample for sample in range(samples) if sample % 3))
+    only_at_the_end = ("--checkpoint.every", "1000 steps")
+    options = (*FEW_LANES, *REPLACE, *only_at_the_end, "--data.max_bad_samples", "1000")
+    run = Lean(run.folder, copy, undisturbed, options)
+    slow, step = last_shard_of_the_second_process(run.shards, stage=0, epoch=0)
+    with nginx(undisturbed.shards, tmp_path / "server", f"location = /{slow} {{ limit_rate 1k; }}") as server:
+        good = ("--data.manifest", server.url, "--data.cache_dir", str(tmp_path / "cache"))
+        nodes = run.launch_ranks((), good)
+        run.wait_for_step(nodes[0], step)
+        time.sleep(1)
+        nodes[1].process.send_signal(signal.SIGTERM)
+        for node in nodes:
+            assert node.process.wait(GRACE_SECONDS) == 0, node.output
+    assert (run.status()["state"], run.status()["global_step"]) == ("preempted", step)
+
+    of_first, of_second = run.lines("audit/rank-0.jsonl"), run.lines("audit/rank-1.jsonl")
+    assert (len(of_first), len(of_second)) == (step + 1, step)
+    assert of_first[step]["replaced"], "the step that was dropped had some"
+    counted = sum(len(line["replaced"]) for line in of_first[:step])
+    assert checkpoint_of(run, step).state["bad_samples"] == counted
 
 
 def test_a_failure_of_one_process_ends_all_and_leaves_nothing_wrong_behind(

@@ -3,6 +3,7 @@
 import signal
 
 import psutil
+import pytest
 
 from .conftest import ROOT, STEPS, Launched, Run
 from .lean import GRACE_SECONDS, Lean, all_gone, trainers, wait_until
@@ -77,6 +78,43 @@ def test_told_to_stop_while_another_never_comes_and_while_another_hangs(run: Run
     assert "process 1 does not answer" in message
     assert run.status()["state"] == "running"
     assert run.status()["reason"] in message
+
+
+OUT_OF_MEMORY = """
+import os, sys
+import torch
+from dtrain.cli import main
+
+if os.environ["RANK"] == sys.argv.pop(1):
+    norm = torch.nn.utils.get_total_norm
+    calls = []
+
+    def runs_out(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return norm(*arguments, **options)
+
+    torch.nn.utils.get_total_norm = runs_out
+sys.exit(main())
+"""
+"""A training on whose process of the first argument torch fails in the sixth step."""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_fails_every_time_is_no_lost_one(run: Run, undisturbed: Run, rank: int) -> None:
+    run = Lean(run.folder, run.shards, undisturbed)
+    script = run.folder.with_name("out_of_memory.py")
+    script.write_text(OUT_OF_MEMORY)
+    begun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--", str(script), str(rank)]
+    launched = run._start(begun, ("--checkpoint.every", "3 steps"), {"PYTHONPATH": str(ROOT)})
+    assert launched.finish() != 0
+    message = f"process {rank}, step 6: OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
+    status = run.status()
+    assert (status["state"], status["reason"], status["global_step"]) == ("failed", message, 5)
+    assert [event["reason"] for event in run.events("failed")] == [message]
+    assert launched.output.count("OutOfMemoryError: CUDA out of memory") == 1, launched.output
+    assert "lost another process" not in launched.output
 
 
 def is_listening(launched: Launched) -> bool:

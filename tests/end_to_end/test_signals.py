@@ -16,6 +16,10 @@ from .lean import GRACE_SECONDS, Lean, all_gone, checkpoint_of, curve, trainers,
 MAX_LANES = 2
 FEW_LANES = ("--data.max_lanes", str(MAX_LANES))
 FIRST_EVALUATION = 2 * STEPS
+LEAVE_SECONDS = 10
+"""So long after a signal processes that were in the middle of steps have saved, and say so, on a busy machine too.
+
+A start, and a session's first evaluation, import and begin things, which takes such a machine longer."""
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +44,11 @@ def test_it_loses_nothing(run: Run, untouched: Run, undisturbed: Run, tmp_path: 
     run.wait_for_step(twice_during_a_save, 1)
     processes = trainers(twice_during_a_save)
     wait_until(lambda: any(run.folder.glob("checkpoints/.step-*.partial")), twice_during_a_save)
+    asked = time.time()
     for process in processes * 2:
         process.send_signal(signal.SIGTERM)
     assert all_gone(processes)
-    assert stopped(run, twice_during_a_save) == "SIGTERM"
+    assert stopped(run, twice_during_a_save, asked) == "SIGTERM"
     assert 7 <= run.last_step() < FIRST_EVALUATION
 
     during_an_evaluation = run.launch()
@@ -64,10 +69,11 @@ def test_it_loses_nothing(run: Run, untouched: Run, undisturbed: Run, tmp_path: 
         one_of_two_nodes_while_it_waits_for_data = run.launch_ranks(not_yet, (*not_yet, *slowly))
         run.wait_for_step(one_of_two_nodes_while_it_waits_for_data[0], FIRST_EVALUATION + last_possible)
         time.sleep(1)
+        asked = time.time()
         one_of_two_nodes_while_it_waits_for_data[1].process.send_signal(signal.SIGTERM)
         for node in one_of_two_nodes_while_it_waits_for_data:
             assert node.process.wait(GRACE_SECONDS) == 0, node.output
-    assert stopped(run) == "a signal to another process"
+    assert stopped(run, asked=asked) == "a signal to another process"
     assert run.last_step() == FIRST_EVALUATION + last_possible > FIRST_EVALUATION
     statistics = checkpoint_of(run, run.last_step()).weights
     counted = {int(value) for name, value in statistics.items() if name.endswith("num_batches_tracked")}
@@ -79,9 +85,10 @@ def test_it_loses_nothing(run: Run, untouched: Run, undisturbed: Run, tmp_path: 
     processes[0].suspend()
     processes[1].send_signal(signal.SIGUSR1)
     time.sleep(2.5)
+    asked = time.time()
     processes[0].resume()
     assert all_gone(processes)
-    assert stopped(run, while_another_is_slow) == "a signal to another process"
+    assert stopped(run, while_another_is_slow, asked) == "a signal to another process"
 
     run.train()
     resumes = run.events("resume")
@@ -93,10 +100,15 @@ def test_it_loses_nothing(run: Run, untouched: Run, undisturbed: Run, tmp_path: 
         assert curve(run, name) == curve(untouched, name)
 
 
-def stopped(run: Run, launched: Launched | None = None) -> str:
-    """Why the run was preempted, with a checkpoint of the very step that was logged last, if there was one."""
+def stopped(run: Run, launched: Launched | None = None, asked: float | None = None) -> str:
+    """Why the run was preempted, with a checkpoint of the very step that was logged last, if there was one.
+
+    `asked` is when all of its processes could know of it.
+    """
     if launched is not None:
         launched.finish()
+    if asked is not None:
+        assert run.events("preempted")[-1]["time"] - asked < LEAVE_SECONDS
     status = run.status()
     assert status["state"] == "preempted"
     assert status["global_step"] == run.last_step() < TOTAL_STEPS

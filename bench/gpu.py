@@ -105,11 +105,10 @@ def check_moves(shards: Path, processes: int, *, steps: int, width: float) -> Re
     folder.mkdir(parents=True)
     config = _write_config(folder, shards, steps=steps, width=width)
     stayed, moved = folder / "stayed", folder / "moved"
-    short = ("--stages.0.epochs", "2")
-    _launch(config, stayed, processes, *short).wait(LAUNCH_TIMEOUT)
-    _stop(_launch(config, moved, processes, *short), moved, steps // 3)
-    _stop(_launch(config, moved, 1, *short, launcher=CPU_LAUNCHER), moved, 2 * steps // 3)
-    _launch(config, moved, processes, *short).wait(LAUNCH_TIMEOUT)
+    _launch(config, stayed, processes).wait(LAUNCH_TIMEOUT)
+    _stop(_launch(config, moved, processes), moved, steps // 3)
+    _stop(_launch(config, moved, 1, launcher=CPU_LAUNCHER), moved, 2 * steps // 3)
+    _launch(config, moved, processes).wait(LAUNCH_TIMEOUT)
     events = map(json.loads, (moved / "events.jsonl").read_text().splitlines())
     devices = [event["device"] for event in events if event["event"] in ("start", "resume")]
     pairs = zip(_losses(stayed)[:steps], _losses(moved)[:steps], strict=True)

@@ -7,9 +7,11 @@ they were then, so that a run goes on from there on a machine that has never see
 import json
 import os
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 
 from dtrain.checkpoint import FILES, CancelledError, Keep, checkpoint_name, is_checkpoint, step_of
+from shard_tools.atomic import PARTIAL_SUFFIX
 from shard_tools.storage import Storage
 
 
@@ -26,6 +28,10 @@ class Bucket:
     def steps(self) -> list[int]:
         """The steps of which there may be a checkpoint, the newest first."""
         return sorted((step_of(name) for name in self._storage.folders() if is_checkpoint(name)), reverse=True)
+
+    def whole_steps(self) -> list[int]:
+        """Those of them whose list of files is there."""
+        return [step for step in self.steps() if self._is_listed(checkpoint_name(step))]
 
     def upload(self, checkpoint: Path, log: Collection[Path], cancelled: Callable[[], bool]) -> None:
         """Copy a whole local checkpoint, with the files `log`, its list of files last; not if that is there already.
@@ -51,7 +57,7 @@ class Bucket:
         name = checkpoint_name(global_step)
         if not self._is_listed(name):
             return False
-        for file in sorted(self._storage.names(name)):
+        for file in sorted(each for each in self._storage.names(name) if not each.endswith(PARTIAL_SUFFIX)):
             with self._storage.reading(f"{name}/{file}") as source, (folder / file).open("wb") as target:
                 while data := source.read(2**20):
                     target.write(data)
@@ -64,9 +70,8 @@ class Bucket:
 
         Later ones are damaged: the run went back behind them.
         """
-        there = self.steps()
-        whole = [step for step in there if step <= newest and self._is_listed(checkpoint_name(step))]
-        for step in set(there).difference(whole[:keep_last], set(whole).intersection(keep(whole))):
+        whole = [step for step in self.whole_steps() if step <= newest]
+        for step in set(self.steps()).difference(whole[:keep_last], set(whole).intersection(keep(whole))):
             self.remove(step)
 
     def remove(self, global_step: int) -> None:
@@ -76,9 +81,9 @@ class Bucket:
 
     def _upload_so_far(self, name: str, path: Path) -> None:
         """Copy a file that grows, up to where it ends now."""
-        if path.exists():
-            left = path.stat().st_size
-            with self._storage.writing(name) as target, path.open("rb") as source:
+        with suppress(FileNotFoundError), path.open("rb") as source:
+            left = os.fstat(source.fileno()).st_size
+            with self._storage.writing(name) as target:
                 while left and (data := source.read(min(left, 2**20))):
                     target.write(data)
                     left -= len(data)

@@ -7,6 +7,7 @@ from queue import SimpleQueue
 
 from dtrain.bucket import Bucket
 from dtrain.checkpoint import CancelledError, Keep, checkpoint_name, list_checkpoints, step_of
+from shard_tools.errors import UserError
 
 
 class Copier:
@@ -19,6 +20,7 @@ class Copier:
         self._log = log
         self._lock = threading.Lock()
         self._next: tuple[Path, Keep] | None = None
+        self._current: Path | None = None
         self._thread: threading.Thread | None = None
         self._cancelled = threading.Event()
         self._ended: SimpleQueue[tuple[int, str]] = SimpleQueue()
@@ -36,10 +38,16 @@ class Copier:
                 self._thread = threading.Thread(target=self._work, args=(self._cancelled,), name="copier", daemon=True)
                 self._thread.start()
 
+    @property
+    def needed(self) -> set[int]:
+        """The steps of the checkpoints that are being copied, or wait for it: they must not be removed."""
+        with self._lock:
+            return {step_of(path.name) for path in (self._current, self._next and self._next[0]) if path}
+
     def cancel(self) -> None:
         """Give up the copy that is under way, at its next file, and the one that waits; nobody waits for them."""
         with self._lock:
-            self._next, self._thread = None, None
+            self._next, self._current, self._thread = None, None, None
             self._cancelled.set()
 
     def wait(self, seconds: float) -> bool:
@@ -59,9 +67,10 @@ class Copier:
                 if cancelled.is_set():
                     return
                 if self._next is None:
-                    self._thread = None
+                    self._current = self._thread = None
                     return
                 (checkpoint, keep), self._next = self._next, None
+                self._current = checkpoint
             step = step_of(checkpoint.name)
             try:
                 self._bucket.upload(checkpoint, self._log, cancelled.is_set)
@@ -70,18 +79,19 @@ class Copier:
             except CancelledError:
                 return
             except Exception as error:
-                if checkpoint.exists():  # else a newer one has taken its place
-                    self._ended.put((step, str(error) or type(error).__name__))
+                if cancelled.is_set():
+                    return
+                self._ended.put((step, str(error) or type(error).__name__))
             else:
                 self._ended.put((step, ""))
 
     def _copy_kept(self, folder: Path, keep: Keep, cancelled: threading.Event) -> None:
         """Copy what is kept here for good and was passed over before, for a newer one."""
         here = {step_of(path.name) for path in list_checkpoints(folder)}
-        for step in sorted(here.intersection(keep(here))):
+        for step in sorted(here.intersection(keep(here.union(self._bucket.whole_steps())))):
             kept = folder / checkpoint_name(step)
             try:
                 self._bucket.upload(kept, self._log, cancelled.is_set)
-            except FileNotFoundError:
+            except (OSError, UserError):
                 if kept.exists():  # else it has just ceased to be one of the best
                     raise

@@ -67,7 +67,7 @@ def run_experiments(
         failure = _run(experiment, program, size, request)
         if request.reason:
             _say(f"{place}: stopped by {request.reason}; the same command goes on from there")
-            raise SystemExit(128 + signal.Signals[request.reason])
+            raise SystemExit(128 + signal.Signals.__members__.get(request.reason, signal.SIGTERM))
         if failure:
             failures[experiment.name] = failure
             _say(f"{place}: FAILED: {failure}")

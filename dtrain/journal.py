@@ -445,5 +445,5 @@ def stands_still(run: RunFolder, rank: int, message: str, step: int) -> None:
     """Note that process `rank` is about to end itself. Called by its watching thread."""
     if run.config.is_file():
         run.add_event("failed", step, reason=message, process=rank)
-        if rank == 0:
+        if rank == 0 and run.read_status().get("state") == "running":  # else it was leaving, and has said why
             run.write_status("running", message, step)

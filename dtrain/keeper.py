@@ -47,12 +47,12 @@ class Keeper:
         digest: str,
         newest: int | None,
         stage_ends: Collection[int],
-        progress: Callable[[], None],
+        progress: Callable[[int], None],
     ) -> None:
         """`digest` is that of the data set; `newest` the step of the checkpoint that the run goes on from.
 
         Those of the steps `stage_ends` are never removed: from each of them the run can be begun again. `progress` is
-        called where this waits for long.
+        called with a step where this waits for long.
         """
         self._config = config.checkpoint
         self._accelerator = accelerator
@@ -125,6 +125,7 @@ class Keeper:
         self._newest = global_step
         self._held_up[global_step] = uptime() - at
         self._look()
+        self._copy_error = ""  # its copy is still to come
 
     def complete(self, global_step: int, checkpoint: Checkpoint) -> str:
         """Wait until one of this very step is written, which is begun if it was not, and a while for its copy.
@@ -133,18 +134,26 @@ class Keeper:
         """
         return self._complete(global_step, checkpoint, self._leave_copy_seconds)
 
-    def insist(self, global_step: int, checkpoint: Checkpoint) -> str:
-        """Like `complete`, for the end of the run: waits for room on the disk, and until all is copied."""
+    def insist(self, global_step: int, checkpoint: Checkpoint) -> tuple[str, bool]:
+        """Like `complete`, for the end of the run: waits for room on the disk, and until all is copied.
+
+        Returns what went wrong, and whether it gave up because a process was told to stop.
+        """
         began = time.monotonic()
         while True:
             error = self._complete(global_step, checkpoint, LAST_RETRY_SECONDS)
-            patience = LAST_PATIENCE_SECONDS if self._error or self._copy_error else LAST_COPY_SECONDS
-            over = not error or time.monotonic() - began > patience or self._vote.wants_to_stop
-            if self._agree(over):
-                return error
-            self._progress()
-            if self._error or self._copy_error:
-                time.sleep(LAST_RETRY_SECONDS)
+            failed = bool(self._error or self._copy_error)
+            over = time.monotonic() - began > (LAST_PATIENCE_SECONDS if failed else LAST_COPY_SECONDS)
+            self._vote.cast(int(not error), int(over))
+            agreement = self._vote.read()
+            good, gives_up = agreement.counts[0]
+            if good or gives_up or agreement.stop:
+                return error, not good and agreement.stop
+            retry = time.monotonic() + (LAST_RETRY_SECONDS if failed else 0.0)
+            self._progress(global_step)
+            while time.monotonic() < retry and not self._vote.wants_to_stop:
+                time.sleep(0.1)
+            self._progress(global_step)
 
     def close(self) -> None:
         """Let what is being written come to its end."""
@@ -158,6 +167,7 @@ class Keeper:
         if not self._agree(good and self._saver.wait(HASTE_SECONDS)):
             self.save(global_step, checkpoint, urgent=True)
         self._saver.wait()
+        self._progress(global_step)
         copied = self._saver.wait_for_copies(copy_seconds)
         self._held_up[global_step] = self._held_up.get(global_step, 0.0) + uptime() - began
         self._look()
@@ -202,7 +212,8 @@ class Keeper:
                 self._timer.took(saved.busy_seconds + self._held_up.get(saved.global_step, 0.0), saved.seconds)
             self._tell(partial(self._journal.saved, saved, self._held_up.pop(saved.global_step, 0.0)))
         for step, error in self._saver.copied():
-            self._copy_error = error
+            if step == self._newest:
+                self._copy_error = error
             if error:
                 self._tell(partial(self._journal.not_copied, step, error))
 

@@ -137,7 +137,7 @@ def _train(
             dataset.digest,
             start.state.get("global_step"),
             plan.stage_ends().values(),
-            lambda: watchdog.progress(plan.total_steps, "waiting for room to save"),
+            lambda step: watchdog.progress(step, "waiting for a save and its copy"),
         )
         profiler = Profiler(
             run.profile if profile and accelerator.is_main_process else None, accelerator.device, config.loss
@@ -146,8 +146,7 @@ def _train(
             *(config, accelerator, dataset, plan, learner, keeper, journal, vote, watchdog, evaluator, profiler), start
         )
         collector.work()
-        ended = trainer.train()
-        unsaved = trainer.finish(ended)
+        ended, unsaved = trainer.finish(trainer.train())
     except Exception as error:
         if journal.failed(error, trainer.global_step if trainer else plan.steps_before(start.position)):
             raise SystemExit(1) from None
@@ -290,20 +289,24 @@ class Trainer:
             self.position = self.position.next_stage()
         return True
 
-    def finish(self, ended: bool) -> str:
-        """See to it that the very step where the run stands is saved; after a signal: what went wrong with that, or "".
+    def finish(self, ended: bool) -> tuple[bool, str]:
+        """See to it that the very step where the run stands is saved; whether it has ended, else what is not saved.
 
-        A run that has `ended` waits a while for room on the disk. Raises AgreedError if that does not help.
+        A run that has `ended` waits a while for room on the disk and for copies; a signal then ends it before. Raises
+        AgreedError if waiting does not help.
         """
         if self.global_step == 0:
-            return ""
+            return ended, ""
         checkpoint = self._checkpoint()
         if not ended:
-            return self._keeper.complete(self.global_step, checkpoint)
-        if error := self._keeper.insist(self.global_step, checkpoint):
+            return False, self._keeper.complete(self.global_step, checkpoint)
+        error, stopped = self._keeper.insist(self.global_step, checkpoint)
+        if stopped:
+            return False, error
+        if error:
             self._vote.fail(UserError(error))
         self._vote.now()
-        return ""
+        return True, ""
 
     def close(self) -> None:
         """Let go of threads and files."""

@@ -84,7 +84,6 @@ def open_run(
         _forget(run, bucket, finished=finished, overwrite=overwrite)
     target = _end_before(run, bucket, plan, from_stage) if from_stage is not None else None
     path, checkpoint, passed_over = _newest(run, bucket, target)
-    run.event_lines.end_torn_line()
     if target is not None and checkpoint is None:
         reasons = "; ".join(reason for name, reason in passed_over if name == checkpoint_name(target)) or "not whole"
         raise UserError(
@@ -95,6 +94,7 @@ def open_run(
         reasons = "\n".join(f"  {name}: {reason}" for name, reason in passed_over)
         raise UserError(f"{run.checkpoints}: every checkpoint is damaged:\n{reasons}\nStart anew with --fresh.")
     if path is None or checkpoint is None:
+        run.event_lines.end_torn_line()
         if not fresh:
             _require_no_past(run)
         run.clear(but=[run.events])
@@ -109,6 +109,8 @@ def open_run(
             f"changed configuration does not have as step {state['global_step']} of the run; go on with the old one, "
             "or start anew with --fresh"
         )
+    _take_logs(run, path)
+    run.event_lines.end_torn_line()
     finished = finished and not changed and all(name.startswith(".") for name, _ in passed_over)
     repeated = max(_last_logged_step(run.metrics, state["metrics_bytes"]) - state["global_step"], 0)
     seconds = _seconds_since(run.events, state.get("time")) if repeated else 0.0
@@ -146,6 +148,8 @@ def _forget(run: RunFolder, bucket: Bucket | None, *, finished: bool, overwrite:
     for step in reversed(steps):  # first what is elsewhere, the oldest first: killed halfway, the same command goes on
         assert bucket is not None
         bucket.remove(step)
+    for past in (run.status, run.events):  # that checkpoints are missing from now on is meant
+        past.unlink(missing_ok=True)
     run.clear()
 
 
@@ -242,10 +246,9 @@ def _newest(
 
 
 def _fetch(run: RunFolder, bucket: Bucket, step: int) -> Path | None:
-    """A checkpoint from behind the URL at its place here; None if it is not whole there.
+    """A checkpoint from behind the URL at its place here, with its logs in it; None if it is not whole there.
 
-    With it come its metrics, for what was logged here may be another past, the events, where those here are gone or
-    shorter, and the trackers' runs, where none are known here. Raises DamagedCheckpointError.
+    Raises DamagedCheckpointError.
     """
     final = run.checkpoints / checkpoint_name(step)
     partial = final.with_name(f".{final.name}.partial")
@@ -255,14 +258,6 @@ def _fetch(run: RunFolder, bucket: Bucket, step: int) -> Path | None:
         if not bucket.download(step, partial):
             return None
         verify(partial)
-        for log in (run.metrics, run.events, run.trackers):
-            copy = partial / log.name
-            if copy.exists():
-                longer = log == run.events and log.exists() and log.stat().st_size < copy.stat().st_size
-                if log == run.metrics or not log.exists() or longer:
-                    copy.replace(log)
-                copy.unlink(missing_ok=True)
-        sync_directory(run.path)
         sync_directory(partial)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
@@ -270,6 +265,22 @@ def _fetch(run: RunFolder, bucket: Bucket, step: int) -> Path | None:
         return final
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _take_logs(run: RunFolder, checkpoint: Path) -> None:
+    """Put the logs that came with a checkpoint from behind the URL at their places, once it is sure to be gone on from.
+
+    Its metrics, for what was logged here may be another past, the events, where those here are gone or shorter, and the
+    trackers' runs, where none are known here.
+    """
+    for log in (run.metrics, run.events, run.trackers):
+        copy = checkpoint / log.name
+        if copy.exists():
+            longer = log == run.events and log.exists() and log.stat().st_size < copy.stat().st_size
+            if log == run.metrics or not log.exists() or longer:
+                copy.replace(log)
+            copy.unlink(missing_ok=True)
+    sync_directory(run.path)
 
 
 def _write_config(run: RunFolder, config: Config) -> None:

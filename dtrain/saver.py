@@ -73,9 +73,9 @@ class Saver:
         """
         if urgent:
             self._cancelled.set()
-            if self._copier:
-                self._copier.cancel()
         self.wait()
+        if urgent and self._copier:
+            self._copier.cancel()
         self._cancelled.clear()
         self._hurried.clear()
         for snapshot, tensors in zip(self._snapshots, _tensors_of(checkpoint), strict=True):
@@ -129,7 +129,8 @@ class Saver:
             path = save_checkpoint(self._folder, global_step, checkpoint, cancelled=rest)
             if self._copier:
                 self._copier.copy(path, keep)
-            remove_old(self._folder, self._keep_last, keep)
+            copied = self._copier.needed if self._copier else set()
+            remove_old(self._folder, self._keep_last, lambda steps: copied.union(keep(steps)))
         except CancelledError:
             return
         except Exception as failure:  # whatever it is, nobody may take this one for saved

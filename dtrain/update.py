@@ -95,7 +95,7 @@ class Update:
 
     def _gradient_norm(self) -> Tensor:
         """The L2 norm of the whole gradient; not finite if any part of it is not, or if it is beyond all use."""
-        return nn.utils.get_total_norm(parameter.grad for parameter in self._parameters if parameter.grad is not None)
+        return nn.utils.get_total_norm([each.grad for each in self._parameters if each.grad is not None])
 
     def _clip(self, norm: float) -> None:
         if self._clip_norm is not None and norm > self._clip_norm:

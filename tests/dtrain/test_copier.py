@@ -81,6 +81,29 @@ def test_what_a_newer_one_took_the_place_of_is_copied_if_it_is_to_be_kept(tmp_pa
     assert whole(there) == checkpoints(4, 12)
 
 
+def test_one_that_lies_here_and_is_not_the_best_of_all_does_not_go_there_and_back(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    write(there, 10)
+    write(here, 30, 40)
+    sent: list[str] = []
+
+    class Watched(LocalStorage):
+        def upload(self, name: str, source: Path) -> None:
+            sent.append(name.split("/", maxsplit=1)[0])
+            super().upload(name, source)
+
+    figures = {10: 0.9, 30: 0.5}
+
+    def best(steps: Iterable[int]) -> list[int]:
+        return best_steps({step: figures[step] for step in steps if step in figures}, "mask_iou", 1)
+
+    copier = Copier(Bucket(Watched(there)), keep_last=1, log=())
+    copier.copy(here / checkpoint_name(40), best)
+    assert copier.wait(PATIENCE_SECONDS)
+    assert set(sent) == {checkpoint_name(40)}
+    assert whole(there) == checkpoints(10, 40)
+
+
 @pytest.fixture
 def slow(tmp_path: Path) -> SlowStorage:
     return SlowStorage(tmp_path / "there", slow=checkpoint_name(4))
@@ -116,3 +139,37 @@ def test_a_saver_that_closes_leaves_a_slow_copy_behind(tmp_path: Path, slow: Slo
     assert not closing.is_alive()
     assert whole(tmp_path / "here") == checkpoints(4)
     slow.let_through.set()
+
+
+def test_what_is_being_copied_is_not_removed_here_however_slow_that_is(tmp_path: Path, slow: SlowStorage) -> None:
+    saver = Saver(tmp_path / "here", keep_last=1, bucket=Bucket(slow), log=(), sync=lambda: None)
+    for step in (4, 5, 6):
+        saver.save(step, Checkpoint({"w": torch.ones(3)}, {}, {}), at=0.0, keep=those([]), urgent=False)
+        assert saver.wait(PATIENCE_SECONDS)
+        assert slow.reached.wait(PATIENCE_SECONDS)
+    assert whole(tmp_path / "here") == checkpoints(4, 6)
+    slow.let_through.set()
+    assert saver.wait_for_copies(PATIENCE_SECONDS)
+    assert saver.copied() == [(4, ""), (6, "")], "a newer one takes the place of one that waits"
+    assert whole(slow.root) == checkpoints(6)
+
+
+def test_one_that_was_given_up_and_fails_later_is_not_told_of(tmp_path: Path) -> None:
+    class Failing(SlowStorage):
+        def upload(self, name: str, source: Path) -> None:
+            super().upload(name, source)
+            if name.startswith(self.slow):
+                raise OSError("timed out")
+
+    storage = Failing(tmp_path / "there", slow=checkpoint_name(4))
+    write(tmp_path / "here", 4, 5)
+    copier = Copier(Bucket(storage), keep_last=2, log=())
+    copier.copy(tmp_path / "here" / checkpoint_name(4), those([]))
+    assert storage.reached.wait(PATIENCE_SECONDS)
+    (given_up,) = [thread for thread in threading.enumerate() if thread.name == "copier"]
+    copier.cancel()
+    copier.copy(tmp_path / "here" / checkpoint_name(5), those([]))
+    assert copier.wait(PATIENCE_SECONDS)
+    storage.let_through.set()
+    given_up.join(PATIENCE_SECONDS)
+    assert copier.ended() == [(5, "")]

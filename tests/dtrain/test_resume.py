@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dtrain.bucket import Bucket
 from dtrain.checkpoint import Checkpoint, save_checkpoint
 from dtrain.config import Config
 from dtrain.data.order import Position
@@ -17,6 +18,7 @@ from dtrain.plan import plan_run
 from dtrain.resume import Start, open_run
 from dtrain.run_folder import RunFolder
 from shard_tools.errors import UserError
+from shard_tools.storage import LocalStorage
 
 from .conftest import Shards, fill
 
@@ -31,6 +33,7 @@ def start(
     overwrite: bool = False,
     from_stage: int | None = None,
     accept: tuple[str, ...] = (),
+    bucket: Bucket | None = None,
 ) -> Start:
     """Decide as a process would that ends right after."""
     run = RunFolder(config.run)
@@ -38,7 +41,12 @@ def start(
     digest = shards.manifest.digest()
     try:
         return open_run(
-            run, config, plan, digest, fresh=fresh, overwrite=overwrite, from_stage=from_stage, accept=accept
+            *(run, config, plan, digest),
+            fresh=fresh,
+            overwrite=overwrite,
+            from_stage=from_stage,
+            accept=accept,
+            bucket=bucket,
         )
     finally:
         if run._lock is not None:
@@ -240,6 +248,24 @@ def test_going_back_that_is_refused_changes_nothing(
         start(make_config(refused), shards, from_stage=1)
     assert everything(finished) == before
     assert start(make_config(), shards).finished
+
+
+def test_going_back_that_is_refused_leaves_the_metrics_also_where_the_checkpoint_has_to_be_fetched(
+    finished: RunFolder, make_config: MakeConfig, shards: Shards, tmp_path: Path
+) -> None:
+    first, _ = sorted(finished.checkpoints.iterdir())
+    log = tmp_path / finished.metrics.name
+    log.write_text(finished.metrics.read_text().splitlines(keepends=True)[0])
+    bucket = Bucket(LocalStorage(tmp_path / "there"))
+    bucket.upload(first, [log], lambda: False)
+    shutil.rmtree(first)
+    metrics = finished.metrics.read_bytes()
+    with pytest.raises(UserError, match="seed: 0 → 4"):
+        start(make_config("--seed=4"), shards, from_stage=1, bucket=bucket)
+    assert finished.metrics.read_bytes() == metrics
+    assert start(make_config(), shards, bucket=bucket).finished
+    assert start(make_config(), shards, from_stage=1, bucket=bucket).checkpoint == first
+    assert finished.metrics.read_bytes() == log.read_bytes()
 
 
 def test_going_back_to_what_is_damaged_changes_nothing(

@@ -24,7 +24,7 @@ from dtrain.config import Config, differences
 from dtrain.data.order import Position
 from dtrain.plan import RunPlan
 from dtrain.run_folder import LONGEST_LINE_BYTES, RunFolder
-from shard_tools.atomic import sync_directory, write_atomically
+from shard_tools.atomic import atomic_file, sync_directory, write_atomically
 from shard_tools.errors import UserError
 
 DATA = "data.manifest"
@@ -278,9 +278,9 @@ def _take_logs(run: RunFolder, checkpoint: Path) -> None:
         if copy.exists():
             longer = log == run.events and log.exists() and log.stat().st_size < copy.stat().st_size
             if log == run.metrics or not log.exists() or longer:
-                copy.replace(log)
-            copy.unlink(missing_ok=True)
-    sync_directory(run.path)
+                with atomic_file(log) as file, copy.open("rb") as source:
+                    shutil.copyfileobj(source, file)
+            copy.unlink()
 
 
 def _write_config(run: RunFolder, config: Config) -> None:

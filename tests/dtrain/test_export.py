@@ -127,6 +127,7 @@ assert [result.mask.shape for result in results] == [(256, 256)] * 2
 """
 
 
+@pytest.mark.parametrize("run", ["dense"], indirect=True)
 def test_the_pages_do_what_they_say(run: Path, onnx_file: Path, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/my").symlink_to(run)

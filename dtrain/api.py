@@ -31,7 +31,7 @@ class Network:
         self.trained = trained
         self.device = device
         self.module = DepthAndMask(trained.module).eval()
-        self.size = trained.config.stages[-1].size
+        self.size = trained.size
         """At which it was trained last; in pixels."""
 
     def weights_sha256(self) -> str:

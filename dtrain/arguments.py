@@ -76,13 +76,14 @@ def _evaluate(commands: Commands) -> None:
         "evaluate",
         "figures of a run on the test split",
         "Evaluate a checkpoint on every sample of a split, beside predictors that look at nothing; writes "
-        "RUN/evaluation.json, and pictures of the first, the worst and the best samples beside it.",
+        "RUN/evaluation.json, and pictures of the first, the worst and the best samples beside it. Keys of data and "
+        "evaluate are options: --data.workers 2, --data.on_bad_sample replace, --evaluate.batch 16.",
         "example: dtrain evaluate runs/demo",
     )
     evaluate.add_argument("run", type=Path, metavar="RUN", help="run folder")
     evaluate.add_argument("--checkpoint", metavar="NAME", help="such as step-00000120, or best (default: the newest)")
     evaluate.add_argument("--split", metavar="NAME", help="split of the shards (default: the run's test split)")
-    evaluate.add_argument("--size", type=int, metavar="S", help="side of the images (default: the last stage's)")
+    evaluate.add_argument("--size", type=int, metavar="S", help="side of the images (default: as it was trained last)")
     evaluate.add_argument(
         "--judge-at",
         type=int,

@@ -18,6 +18,17 @@ Some are missing where they are not defined, as `dtrain.sample_sums.figures_of` 
 """
 
 
+def of_last_size(evaluated: Mapping[int, tuple[int, float]]) -> dict[int, float]:
+    """Figures by step of (image size, figure) by step: those of the size that was evaluated last.
+
+    Figures of other sizes can't be compared with them: small images are easier.
+    """
+    if not evaluated:
+        return {}
+    last, _ = evaluated[max(evaluated)]
+    return {step: figure for step, (size, figure) in evaluated.items() if size == last}
+
+
 def best_steps(figures: Mapping[int, float], metric: str, count: int) -> list[int]:
     """The `count` best steps by `figures` of one metric, the best first; of equals the later one.
 

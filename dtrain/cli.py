@@ -47,6 +47,7 @@ def run(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
                 by_background=arguments.by_background,
                 original_metrics=arguments.original_metrics,
                 json_file=arguments.json,
+                overrides=overrides,
             )
         case "audit":
             from dtrain.audit import audit_run
@@ -112,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; the exit status is 0 when all is done or a signal was obeyed, 1 for a user's mistake."""
     parser = build_parser()
     arguments, overrides = parser.parse_known_args(argv)
-    if overrides and arguments.command not in ("train", "summary", "experiments"):
+    if overrides and arguments.command not in ("train", "evaluate", "summary", "experiments"):
         parser.error(f"unknown arguments: {' '.join(overrides)}")
     try:
         run(arguments, overrides)

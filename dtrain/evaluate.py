@@ -1,8 +1,8 @@
 """`dtrain evaluate`: a checkpoint on a split, beside predictors that look at nothing."""
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -45,44 +45,49 @@ def evaluate_run(
     by_background: bool = False,
     original_metrics: bool = False,
     json_file: Path | None = None,
+    overrides: Sequence[str] = (),
 ) -> Figures:
     """Evaluate a run, print tables, write RUN/evaluation.json and pictures beside it; works under a launcher too.
 
-    Defaults: the newest whole checkpoint, the run's test split, the size of its last stage, the run's manifest, and
-    to rank by, the run's checkpoint.best_metric. The network sees images of side `size`; the truth is of side
-    `judge_at`, by default the same, and predictions are brought to that. So runs of different sizes can be compared.
-    `worst` samples, and as many of the best, are listed and drawn;
-    `by_background` prints what the JSON has in any case, `original_metrics` adds what the write-up would have logged,
-    and `json_file` is written instead, with pictures by its name. Raises UserError for a run, checkpoint, split, size,
-    number, metric or folder that is not there.
+    Defaults: the newest whole checkpoint, the run's test split, the size that it was trained on last, the run's
+    manifest, and to rank by, the run's checkpoint.best_metric. The network sees images of side `size`; the truth is of
+    side `judge_at`, by default the same, and predictions are brought to that. So runs of different sizes can be
+    compared. `worst` samples, and as many of the best, are listed and drawn; `by_background` prints what the JSON has
+    in any case, `original_metrics` adds what the write-up would have logged, and `json_file` is written instead, with
+    pictures by its name. `overrides` are keys of `data` and `evaluate` that differ from the training's, as
+    `load_config` takes them. Raises UserError for a run, checkpoint, split, size, number, metric or folder that is not
+    there.
     """
     check_size(size)
     check_judge_at(judge_at)
     run = RunFolder(path)
-    config = _for_evaluation(run.load_config(), manifest)
+    config = _for_evaluation(run.load_config(_checked_keys(overrides)), manifest)
     files = EvaluationFiles.named(json_file) if json_file else EvaluationFiles(run.evaluation)
-    size = size or config.stages[-1].size
-    judged_at = judge_at or size
-    extremes = Extremes(_checked_metric(rank_by or config.checkpoint.best_metric, judged_at), _checked_count(worst))
     accelerator = make_accelerator(config)
     trained = load_trained(path, checkpoint, accelerator.device)
-    dataset = open_dataset(config.data)
-    evaluator = Evaluator(config, dataset, accelerator, split or config.data.test_split, judged_at)
-    original = OriginalMetrics(evaluator.samples, config.evaluate.batch) if original_metrics else None
-    result = _evaluate(evaluator, trained, size, judged_at, accelerator, extremes, original)
+    fed_at = size or trained.size
+    judged_at = judge_at or fed_at
+    extremes = Extremes(_checked_metric(rank_by or config.checkpoint.best_metric, judged_at), _checked_count(worst))
+    with closing(open_dataset(config.data)) as dataset:
+        evaluator = Evaluator(config, dataset, accelerator, split or config.data.test_split, judged_at)
+        original = OriginalMetrics(evaluator.samples, config.evaluate.batch) if original_metrics else None
+        result = _evaluate(evaluator, trained, fed_at, judged_at, accelerator, extremes, original)
 
-    def write() -> None:
-        files.write(result, evaluator.panel(trained.module, size))
-        _print(path, result, files, by_background=by_background)
+        def write() -> None:
+            _print(path, result, by_background=by_background)  # first: what can't be written is not lost
+            files.write(result, evaluator.panel(trained.module, fed_at))
+            print("\n".join(["", "written:", *(f"  {file}" for file in (files.json, *files.pictures()))]), flush=True)
 
-    on_main_process(accelerator, write)
-    dataset.close()
+        on_main_process(accelerator, write)
     accelerator.end_training()
     return result.figures
 
 
 def _for_evaluation(config: Config, manifest: str | None) -> Config:
-    """Training may look at a part of the test split; one that is asked for reads all of it, and tells no tracker."""
+    """Training may look at a part of the test split; one that is asked for reads all of it, and tells no tracker.
+
+    It computes in float32, whatever the precision of the training, so that it needs no device that knows it.
+    """
     data = config.data
     if manifest is not None and data.loader == "webdataset":
         raise UserError("--manifest: this run read its shards by data.stream, which has none; leave the option out")
@@ -90,7 +95,14 @@ def _for_evaluation(config: Config, manifest: str | None) -> Config:
         data = data.model_copy(update={"manifest": manifest})
     evaluate = config.evaluate.model_copy(update={"samples": None})
     log = config.log.model_copy(update={"trackers": ()})
-    return config.model_copy(update={"evaluate": evaluate, "data": data, "log": log})
+    return config.model_copy(update={"evaluate": evaluate, "data": data, "log": log, "precision": "float32"})
+
+
+def _checked_keys(overrides: Sequence[str]) -> Sequence[str]:
+    for option in overrides:
+        if option.startswith("--") and not option.startswith(("--data.", "--evaluate.")):
+            raise UserError(f"{option}: expected an option of dtrain evaluate, or a key of data or evaluate")
+    return overrides
 
 
 def _checked_metric(name: str, judged_at: int) -> str:
@@ -163,7 +175,7 @@ def _progress(accelerator: Accelerator, samples: int, batch: int) -> Iterator[Ca
         shown.advance(samples - done)
 
 
-def _print(path: Path, result: EvaluationResult, files: EvaluationFiles, *, by_background: bool) -> None:
+def _print(path: Path, result: EvaluationResult, *, by_background: bool) -> None:
     extremes = result.extremes
     where = f"{result.samples:,} samples of {result.split}, {result.sides}"
     blocks = [f"{path}, {result.checkpoint}, on {where}:", figures_table(result.figures, result.trivial)]
@@ -176,5 +188,4 @@ def _print(path: Path, result: EvaluationResult, files: EvaluationFiles, *, by_b
     for title, ranked in (("worst samples", extremes.worst), ("best samples", extremes.best)):
         if ranked:
             blocks.append(samples_table(title, ranked, result.metric))
-    blocks.append("\n".join(["written:", *(f"  {file}" for file in (files.json, *files.pictures()))]))
     print("\n\n".join(blocks), flush=True)

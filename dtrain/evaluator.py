@@ -187,7 +187,7 @@ class Evaluator:
             if pair.fed.keys != pair.truth.keys:
                 raise UserError(
                     f"{self.split}: was read twice, at two sizes, and the samples were not the same; expected shards "
-                    "that nobody changes meanwhile, or leave out --judge-at"
+                    "that nobody changes meanwhile; run the same command again"
                 )
             yield pair
 

@@ -113,7 +113,10 @@ def _run(experiment: Experiment, program: Sequence[str], size: int, request: Sto
         state = run.read_status()
         if status or state.get("state") != "done":
             told = f" ({state.get('state')}: {state.get('reason')})" if state else ""
-            return f"training: exit status {status}{told}"
+            again = (
+                f"; if it was changed on purpose: another --out, or remove {run.path}" if run.config.is_file() else ""
+            )
+            return f"training: exit status {status}{told}{again}"
     if not _is_evaluated(experiment, size):
         judge = [*program, "evaluate", str(run.path), "--judge-at", str(size)]
         status = run_command(judge, request, quiet=True)
@@ -131,9 +134,9 @@ def _is_finished(experiment: Experiment, size: int) -> bool:
 def _is_trained(experiment: Experiment) -> bool:
     """Whether the run is done with this very configuration and data; if not, `dtrain train` says what to do."""
     run, wanted = RunFolder(experiment.config.run), experiment.config
-    if not run.config.is_file() or run.read_status().get("state") != "done":
-        return False
     try:
+        if not run.config.is_file() or run.read_status().get("state") != "done":
+            return False
         had = run.load_config()
     except UserError:  # of another version, maybe
         return False

@@ -52,7 +52,7 @@ def export(run: Path, form: Format, out: Path, *, checkpoint: str | None = None)
     for a network that predicts at a smaller size. "safetensors" holds the weights by their names, bit for bit.
 
     Raises UserError if the run can't be loaded, packages are missing, the file can't be written, or what was made
-    differs from the network by more than `TOLERANCE`; no file is left then.
+    differs from the network by more than `TOLERANCE`; no file is written then.
     """
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}; make it, or choose another --out")

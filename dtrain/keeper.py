@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from accelerate import Accelerator
 
-from dtrain.best import best_steps
+from dtrain.best import best_steps, of_last_size
 from dtrain.bucket import Bucket
 from dtrain.checkpoint import Checkpoint, Keep, checkpoint_name
 from dtrain.config import Config
@@ -89,10 +89,10 @@ class Keeper:
             self._timer.missed()
         return due and not self._saver.busy
 
-    def evaluated(self, global_step: int, figures: Mapping[str, float]) -> None:
-        """Be told of an evaluation, by which a checkpoint may be one of the best."""
+    def evaluated(self, global_step: int, size: int, figures: Mapping[str, float]) -> None:
+        """Be told of an evaluation at an image size, by which a checkpoint may be one of the best."""
         if self._config.keep_best and self._config.best_metric in figures:
-            self._best[global_step] = figures[self._config.best_metric]
+            self._best[global_step] = (size, figures[self._config.best_metric])
 
     def save(self, global_step: int, checkpoint: Checkpoint, *, urgent: bool = False) -> None:
         """Begin to write one; steps may go on. The one before is waited for, or given up for an urgent one.
@@ -181,7 +181,7 @@ class Keeper:
 
     def _kept(self) -> Keep:
         """The rule, as things are now: the ends of stages, and of those that are there the best."""
-        figures, metric, count = dict(self._best), self._config.best_metric, self._config.keep_best
+        figures, metric, count = of_last_size(self._best), self._config.best_metric, self._config.keep_best
 
         def keep(steps: Collection[int]) -> Collection[int]:
             evaluated = {step: figures[step] for step in steps if step in figures}

@@ -490,7 +490,7 @@ class Trainer:
         if evaluation is None:
             return False
         self._note(lambda: self._journal.left_out(self.position, evaluation.bad))
-        self._keeper.evaluated(self.global_step, evaluation.figures)
+        self._keeper.evaluated(self.global_step, stage.size, evaluation.figures)
         if self._accelerator.is_main_process:
             self._note(lambda: self._evaluated(stage, evaluation, began))
         return True

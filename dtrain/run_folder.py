@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -72,9 +72,9 @@ class RunFolder:
             raise UserError(f"{self.path}: not a run folder (no config.yaml); expected the `run` of a training")
         return self
 
-    def load_config(self) -> Config:
-        """The resolved configuration that the run was started with."""
-        return load_config(self.require().config)
+    def load_config(self, overrides: Sequence[str] = ()) -> Config:
+        """The resolved configuration that the run was started with, with other values for some keys."""
+        return load_config(self.require().config, overrides)
 
     def lock(self) -> None:
         """Keep other trainings out until this process ends, however it ends.
@@ -180,15 +180,15 @@ class RunFolder:
                 found.insert(0, line)
         return found
 
-    def evaluations(self, metric: str) -> dict[int, float]:
-        """A figure of all evaluations that have it, by the step after which they were made."""
+    def evaluations(self, metric: str) -> dict[int, tuple[int, float]]:
+        """The image size and a figure of all evaluations that have it, by the step after which they were made."""
         found = {}
         with suppress(FileNotFoundError), self.metrics.open(encoding="utf-8") as lines:
             for text in lines:
                 if '"kind": "evaluate"' in text:
                     line = json.loads(text)
                     if metric in line["metrics"]:
-                        found[line["global_step"]] = line["metrics"][metric]
+                        found[line["global_step"]] = (line["size"], line["metrics"][metric])
         return found
 
     def add_event(self, event: str, global_step: int, **details: Any) -> None:

@@ -13,6 +13,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.
 """What launchers pass on, and what `srun` and terminals send."""
 
 
+SUBORDINATE = "DTRAIN_SUBORDINATE"
+"""A variable in the environment of trainings that are not to outlive the process that started them."""
+
+
 class StopRequest:
     """A signal, or the end of the launcher that started this process.
 
@@ -24,7 +28,7 @@ class StopRequest:
         """Install the handlers; after the first signal Ctrl-C ends the process at once."""
         self._signal: signal.Signals | None = None
         self._noted_at: float | None = None
-        launched = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION"} & os.environ.keys()
+        launched = {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION", SUBORDINATE} & os.environ.keys()
         self._parent = _PARENT if launched else None
         # Handlers wait until the main thread comes back to the interpreter, from an exchange maybe; this does not.
         self._noticed, notice = os.pipe()

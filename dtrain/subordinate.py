@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from time import monotonic
 
-from dtrain.stop_request import StopRequest
+from dtrain.stop_request import SUBORDINATE, StopRequest
 
 LEAVE_SECONDS = 60.0
 """A training that is told to stop saves and leaves within half of it."""
@@ -24,7 +24,8 @@ def run_command(
     can't be started.
     """
     output = subprocess.DEVNULL if quiet else None
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, process_group=0)
+    environment = os.environ | {SUBORDINATE: "1"}
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, process_group=0, env=environment)
     deadline: float | None = None
     try:
         while deadline is None or monotonic() < deadline:

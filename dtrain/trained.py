@@ -1,12 +1,13 @@
 """A trained network, as `evaluate` and `predict` use it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from dtrain.best import best_steps
+from dtrain.best import best_steps, of_last_size
 from dtrain.checkpoint import (
     DamagedCheckpointError,
     list_checkpoints,
@@ -29,6 +30,8 @@ class Trained:
     config: Config
     checkpoint: str
     module: nn.Module
+    size: int
+    """Side of the images that it was trained on last, in pixels."""
 
 
 def load_trained(path: Path, checkpoint: str | None, device: torch.device | None = None) -> Trained:
@@ -60,14 +63,20 @@ def load_trained(path: Path, checkpoint: str | None, device: torch.device | None
     module = make_network(config.model)
     module.load_state_dict(loaded.average or loaded.weights)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Trained(run, config, found.name, module.to(device).eval())
+    return Trained(run, config, found.name, module.to(device).eval(), _last_size(config, loaded.state["position"]))
+
+
+def _last_size(config: Config, position: Mapping[str, int]) -> int:
+    """The image size of the stage of the last step before that position."""
+    begins = position["epoch"] == position["step"] == 0
+    return config.stages[max(position["stage"] - begins, 0)].size
 
 
 def _best(run: RunFolder, config: Config) -> str:
     """The name of the best checkpoint that is there."""
     there = {step_of(path.name): path.name for path in list_checkpoints(run.checkpoints)}
     metric = config.checkpoint.best_metric
-    figures = {step: value for step, value in run.evaluations(metric).items() if step in there}
+    figures = {step: value for step, value in of_last_size(run.evaluations(metric)).items() if step in there}
     if not figures:
         raise UserError(
             f"{run.checkpoints}: no checkpoint of the end of an epoch is left that was evaluated; choose another one, "

@@ -153,7 +153,7 @@ def _y_axis(series: Sequence[Series], limits: tuple[float, float] | None, log: b
         if math.isfinite(value) and (value > 0 or not log)
     ] or [0.0, 1.0]
     low, high = min(values), max(values)
-    if low == high and not log:
+    if not log and high - low <= 1e-9 * max(abs(low), abs(high)):  # nothing that ticks could tell apart
         low, high = min(0.0, 2 * low), max(0.0, 2 * high) or 1.0
     ticks = log_ticks(low, high) if log else linear_ticks(low, high, 5)
     return _Axis(ticks[0], ticks[-1], HEIGHT - _BOTTOM, _TOP, ticks, log)

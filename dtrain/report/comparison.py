@@ -129,6 +129,8 @@ def warnings(runs: Sequence[RunData]) -> list[str]:
     if len(places) > 1:
         each = "; ".join(f"{', '.join(names)}: {place}" for place, names in places.items())
         found.append(f"Not all figures are of the same samples, judged at the same size. {each}.")
+    for run in runs:
+        found += [f"{run.name}: {note}." for note in run.notes if note.startswith("evaluation.json is of")]
     if unfinished := [f"{run.name} ({run.state})" for run in runs if run.state != "done"]:
         found.append(f"Not finished: {', '.join(unfinished)}.")
     return found

@@ -99,13 +99,16 @@ def part_table(parts: Sequence[Part], ranked_by: str | None) -> PartTable:
 
 
 def worst_first(parts: Sequence[Part], ranked_by: str | None) -> list[Part]:
-    """Return parts by that metric, or the first main one that all of them have, the worst one first; else as given."""
-    known = (key for key in _main_metrics(ranked_by) if parts and all(key in part.metrics for part in parts))
-    metric = next(known, None)
+    """Return parts by that metric, or the first main one that all of them have, the worst one first; else as given.
+
+    Without the metric that they are ranked by, because it is not defined there, a part is the worst.
+    """
+    shared = (key for key in _main_metrics(None) if parts and all(key in part.metrics for part in parts))
+    metric = ranked_by or next(shared, None)
     if metric is None:
         return list(parts)
     sign = 1 if metric_name(metric).better == "higher" else -1
-    return sorted(parts, key=lambda part: _finite(sign * part.metrics[metric]))
+    return sorted(parts, key=lambda part: _finite(sign * part.metrics.get(metric, math.nan)))
 
 
 def _task(metric: str) -> str:

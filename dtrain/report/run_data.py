@@ -81,6 +81,12 @@ def read_run(run: Path) -> RunData:
     events = _read_events(run / "events.jsonl", samples_by_step, notes)
     status = _read_object(run / "status.json", notes)
     evaluation = understand_evaluation(_read_object(run / "evaluation.json", notes))
+    made_of = re.fullmatch(r"step-(\d+)", evaluation.checkpoint or "") if evaluation else None
+    if made_of and int(made_of[1]) < (events.last_checkpoint_step or 0):
+        notes.append(
+            f"evaluation.json is of step {int(made_of[1]):,}, but there are checkpoints up to step "
+            f"{events.last_checkpoint_step:,}: `dtrain evaluate` again for figures of the newest"
+        )
     return RunData(
         name=run.resolve().name,
         state=str(status.get("state", "unknown")),

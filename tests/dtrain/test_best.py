@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtrain.best import CHOICES, best_steps
+from dtrain.best import CHOICES, best_steps, of_last_size
 from dtrain.config import CheckpointConfig
 from dtrain.metrics import DepthMaskMetrics
 from dtrain.model import Prediction
@@ -39,6 +39,13 @@ def test_a_configuration_may_name_just_those() -> None:
     for metric in ("depth_variance", "mask_coverage", "loss", ""):
         with pytest.raises(ValueError, match=r"expected one of depth_mse, .*mask_iou"):
             CheckpointConfig(best_metric=metric)
+
+
+def test_only_those_of_the_image_size_that_was_evaluated_last_are_compared() -> None:
+    evaluated = {10: (32, 0.01), 20: (32, 0.02), 30: (64, 0.05), 40: (64, 0.04)}
+    assert of_last_size(evaluated) == {30: 0.05, 40: 0.04}
+    assert of_last_size({10: (32, 0.01)}) == {10: 0.01}
+    assert of_last_size({}) == {}
 
 
 def test_of_equals_the_later_one() -> None:

@@ -79,11 +79,12 @@ def make_network_of(config: Config, bias: float = 0.0) -> nn.Module:
     return network.eval()
 
 
-def make_run(config: Config, *, bias: float = 0.0) -> Path:
+def make_run(config: Config, *, bias: float = 0.0, position: dict[str, Any] | None = None) -> Path:
     """A run with one checkpoint of `make_network_of`."""
     config.run.mkdir()
     (config.run / "config.yaml").write_text(config.to_yaml())
-    save_checkpoint(config.run / "checkpoints", 3, Checkpoint(make_network_of(config, bias).state_dict(), {}, {}))
+    state = position or {"position": {"stage": len(config.stages), "epoch": 0, "step": 0}}
+    save_checkpoint(config.run / "checkpoints", 3, Checkpoint(make_network_of(config, bias).state_dict(), {}, state))
     return config.run
 
 
@@ -315,6 +316,43 @@ def test_a_bad_sample_is_left_out_of_both_sizes(
     evaluate_run(run, judge_at=48, worst=0)
     assert read(run / "evaluation.json")["samples"] == 9
     assert capsys.readouterr().err.count("left out: ") == 1
+
+
+def test_a_bad_sample_that_ends_it_can_be_left_out_by_the_option_that_it_names(
+    own_shards: Shards, make_config: Callable[..., Config], capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(own_shards.folder, 0, 1, split="test")
+    run = make_run(make_config(*QUICK, "--data.manifest", str(own_shards.folder)))
+    assert main(["evaluate", str(run)]) == 1
+    assert "--data.on_bad_sample replace" in capsys.readouterr().err
+    assert main(["evaluate", str(run), "--data.on_bad_sample", "replace"]) == 0
+    assert read(run / "evaluation.json")["samples"] == 9
+    assert main(["evaluate", str(run), "--seed", "3"]) == 1
+    assert "--seed: expected an option of dtrain evaluate, or a key of data or evaluate" in capsys.readouterr().err
+
+
+def test_a_run_in_fp16_is_evaluated_where_there_is_no_gpu(make_config: Callable[..., Config]) -> None:
+    assert 0 <= evaluate_run(make_run(make_config(*QUICK, "--precision", "fp16")))["mask_iou"] <= 1
+
+
+@pytest.mark.parametrize(("stage", "epoch", "size"), [(0, 1, 16), (1, 0, 16), (1, 1, 32), (2, 0, 32)])
+def test_it_is_fed_the_size_that_it_was_trained_on_last(
+    stage: int, epoch: int, size: int, make_config: Callable[..., Config]
+) -> None:
+    config = make_config(*QUICK, "--stages.0.size", "16", "--stages.1.size", "32")
+    run = make_run(config, position={"position": {"stage": stage, "epoch": epoch, "step": 0}})
+    evaluate_run(run, worst=0)
+    assert read(run / "evaluation.json")["input_size"] == size
+
+
+def test_figures_are_shown_also_where_they_can_not_be_written(
+    run: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (small_disk / "ballast").write_bytes(bytes(2**20 - 2**13))
+    assert main(["evaluate", str(run), "--json", str(small_disk / "figures.json")]) == 1
+    captured = capsys.readouterr()
+    assert "IoU" in captured.out
+    assert "No space left on device" in captured.err
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_the_best_checkpoint_is_the_one_that_was_evaluated_best(
     assert "was evaluated; choose another one, and train with checkpoint.keep_best" in capsys.readouterr().err
     folder = RunFolder(run)
     for step, iou in ((1, 0.8), (2, 0.7), (3, 0.9)):
-        folder.add_metrics({"kind": "evaluate", "global_step": step, "metrics": {"mask_iou": iou}})
+        folder.add_metrics({"kind": "evaluate", "global_step": step, "size": 32, "metrics": {"mask_iou": iou}})
     assert predict_files(run, pair, tmp_path / "out", "--checkpoint", "best") == 0
     depth = values(tmp_path / "out/room with chair_depth.png")
     assert depth == [49151], "step 1: of step 3, the best, nothing is left"

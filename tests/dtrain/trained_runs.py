@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,11 @@ def make_run(config: Config) -> Path:
     return config.run
 
 
+def trained_state(config: Config) -> dict[str, Any]:
+    """Of the end of the run."""
+    return {"position": {"stage": len(config.stages), "epoch": 0, "step": 0}}
+
+
 def save_constant(config: Config, step: int, *, depth: float, mask: float) -> None:
     """A checkpoint of a network that says `depth` and `mask` everywhere."""
     network = make_network(config.model)
@@ -31,7 +37,7 @@ def save_constant(config: Config, step: int, *, depth: float, mask: float) -> No
         nn.init.zeros_(head.weight)
         assert head.bias is not None
         nn.init.constant_(head.bias, value)
-    save_checkpoint(config.run / "checkpoints", step, Checkpoint(network.state_dict(), {}, {}))
+    save_checkpoint(config.run / "checkpoints", step, Checkpoint(network.state_dict(), {}, trained_state(config)))
 
 
 def save_lively(config: Config, step: int) -> None:
@@ -50,7 +56,7 @@ def save_lively(config: Config, step: int) -> None:
             assert head.bias is not None
             head.weight *= spread / plane.std()
             head.bias.copy_((head.bias - plane.mean()) * spread / plane.std() + mean)
-    save_checkpoint(config.run / "checkpoints", step, Checkpoint(network.state_dict(), {}, {}))
+    save_checkpoint(config.run / "checkpoints", step, Checkpoint(network.state_dict(), {}, trained_state(config)))
 
 
 def heads(network: nn.Module) -> tuple[nn.Conv2d, nn.Conv2d]:

@@ -78,7 +78,7 @@ def check_preemption(shards: Path, processes: int, *, steps: int, width: float) 
     config = _write_config(folder, shards, steps=steps, width=width)
     untouched, taken = folder / "untouched", folder / "taken"
     _launch(config, untouched, processes).wait(LAUNCH_TIMEOUT)
-    leaving = _stop(_launch(config, taken, processes), taken, steps + steps // 2)
+    leaving = _stop(_launch(config, taken, processes), taken, after=steps + steps // 2)
     stopped = json.loads((taken / "status.json").read_text())
     again = time.monotonic()
     _launch(config, taken, processes).wait(LAUNCH_TIMEOUT)
@@ -106,8 +106,8 @@ def check_moves(shards: Path, processes: int, *, steps: int, width: float) -> Re
     config = _write_config(folder, shards, steps=steps, width=width)
     stayed, moved = folder / "stayed", folder / "moved"
     _launch(config, stayed, processes).wait(LAUNCH_TIMEOUT)
-    _stop(_launch(config, moved, processes), moved, steps // 3)
-    _stop(_launch(config, moved, 1, launcher=CPU_LAUNCHER), moved, 2 * steps // 3)
+    _stop(_launch(config, moved, processes), moved, after=steps // 3)
+    _stop(_launch(config, moved, 1, launcher=CPU_LAUNCHER), moved, after=steps // 3)
     _launch(config, moved, processes).wait(LAUNCH_TIMEOUT)
     events = map(json.loads, (moved / "events.jsonl").read_text().splitlines())
     devices = [event["device"] for event in events if event["event"] in ("start", "resume")]
@@ -122,10 +122,11 @@ def check_moves(shards: Path, processes: int, *, steps: int, width: float) -> Re
     }
 
 
-def _stop(launched: "subprocess.Popen[bytes]", run: Path, step: int) -> float:
-    """Tell a training to stop once it has logged so many steps; how long it took to leave, in seconds."""
+def _stop(launched: "subprocess.Popen[bytes]", run: Path, *, after: int) -> float:
+    """Tell a training to stop once it has logged so many more steps; how long it took to leave, in seconds."""
     deadline = time.monotonic() + LAUNCH_TIMEOUT
-    while _logged_steps(run) < step and launched.poll() is None and time.monotonic() < deadline:
+    until = _logged_steps(run) + after
+    while _logged_steps(run) < until and launched.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     launched.send_signal(signal.SIGTERM)
     asked = time.monotonic()

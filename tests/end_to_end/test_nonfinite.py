@@ -11,7 +11,7 @@ from .lean import Lean, checkpoint_of
 ONE_STAGE = ("--stages", f"[{{size: 16, batch: 4, epochs: {TOTAL_STEPS // 30}}}]")
 
 STANDS_STILL = ("--optimizer.name", "sgd", "--optimizer.learning_rate", "1e-30", "--max_nonfinite_steps", "1000")
-ABOUT_HALF_OVERFLOW = ("--loss.scale", "2.9e18")
+ABOUT_HALF_OVERFLOW = ("--loss.scale", "2.16e18")
 """The square of the gradient's norm is about the largest number in float32."""
 
 SAVE_OFTEN = ("--checkpoint.every", "auto", "--checkpoint.hours_between_preemptions", "1e-5")

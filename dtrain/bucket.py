@@ -65,13 +65,18 @@ class Bucket:
                 os.fsync(target.fileno())
         return True
 
-    def remove_old(self, newest: int, keep_last: int, keep: Keep) -> None:
+    def remove_old(
+        self, newest: int, keep_last: int, keep: Keep, cancelled: Callable[[], bool] = lambda: False
+    ) -> None:
         """Remove all but step `newest`, the whole ones before it to make `keep_last`, and those of them to `keep`.
 
-        Later ones are damaged: the run went back behind them.
+        Later ones are damaged: the run went back behind them. Or another copy has begun since: then `cancelled`, which
+        is asked before each is removed, says so, and CancelledError is raised.
         """
         whole = [step for step in self.whole_steps() if step <= newest]
         for step in set(self.steps()).difference(whole[:keep_last], set(whole).intersection(keep(whole))):
+            if cancelled():
+                raise CancelledError
             self.remove(step)
 
     def remove(self, global_step: int) -> None:

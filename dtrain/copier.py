@@ -75,7 +75,7 @@ class Copier:
             try:
                 self._bucket.upload(checkpoint, self._log, cancelled.is_set)
                 self._copy_kept(checkpoint.parent, keep, cancelled)
-                self._bucket.remove_old(step, self._keep_last, keep)
+                self._bucket.remove_old(step, self._keep_last, keep, cancelled.is_set)
             except CancelledError:
                 return
             except Exception as error:

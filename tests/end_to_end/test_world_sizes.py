@@ -12,7 +12,7 @@ from .lean import Lean, all_gone, trainers
 SIZES = [(2, 2 * STEPS + 1), (8, 3), (4, 3), (3, 3)]
 """How many processes, for how many steps; the first ones to behind an evaluation."""
 
-KEEP = ("--checkpoint.keep_last", "1", "--checkpoint.keep_best", "1", "--checkpoint.best_metric", "depth_mse")
+KEEP = ("--checkpoint.keep_last", "1", "--checkpoint.keep_best", "1", "--checkpoint.best_metric", "depth_gradient")
 SAVE_OFTEN = ("--checkpoint.every", "0.0005 minutes")
 
 GROUPS_OF_6, GROUPS_OF_4 = ("--max_micro_batch", "6"), ("--max_micro_batch", "4")
@@ -49,10 +49,12 @@ def test_from_any_number_of_processes_to_any_other(run: Run, undisturbed: Run) -
     assert "with 2, 8, 4, 3, 1 process(es)" in proved.stdout
     assert f"{TOTAL_STEPS} of {TOTAL_STEPS} steps, {TRAIN_SAMPLES * EPOCHS} samples" in proved.stdout
 
-    evaluated = [(line["metrics"]["depth_mse"], line["global_step"]) for line in lines if line["kind"] == "evaluate"]
-    best = min(evaluated)[1]
+    end = 2 * STEPS
+    evaluated = [line for line in lines if line["kind"] == "evaluate" and line["global_step"] > end]
+    best = min((line["metrics"]["depth_gradient"], line["global_step"]) for line in evaluated)[1]
     assert best < TOTAL_STEPS, "or there would be nothing to keep"
-    assert run.checkpoints() == [f"step-{step:08d}" for step in (best, TOTAL_STEPS)]
+    kept = (end, best, TOTAL_STEPS)
+    assert run.checkpoints() == [f"step-{step:08d}" for step in kept], "of the end of a stage, the best, the newest"
     saved = {event["global_step"] for event in run.events("checkpoint")} - {event["global_step"] for event in resumes}
     assert any(step % STEPS for step in saved), "by the clock, too, not only at the ends of epochs"
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import fsspec
 import pytest
 
 NGINX = shutil.which("nginx") or "/usr/sbin/nginx"
@@ -114,6 +115,18 @@ def s3_server() -> Iterator[str]:
     )
     with _serving(process, port):
         yield f"http://127.0.0.1:{port}"
+
+
+def point_to_s3(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let s3:// of this process, and of those that it starts, mean the server at `address`."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": address,
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    fsspec.filesystem("s3").clear_instance_cache()
 
 
 class Fault(NamedTuple):

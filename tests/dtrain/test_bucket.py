@@ -17,7 +17,7 @@ from dtrain.saver import Saver
 from shard_tools.errors import UserError
 from shard_tools.storage import open_storage
 
-from ..servers import Fault, SpoilingProxy, s3_server
+from ..servers import Fault, SpoilingProxy, point_to_s3, s3_server
 from .crash_disk import Tree, read_tree
 from .crash_scenario import Process, checkpoint, make_config, metrics
 from .test_checkpoint import contents
@@ -70,16 +70,10 @@ def server() -> Iterator[str]:
 
 
 def point_to(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {
-        "AWS_ENDPOINT_URL": address,
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_MAX_ATTEMPTS": "1",
-    }.items():
-        monkeypatch.setenv(name, value)
+    """Of what fails nothing is tried again."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
-    fsspec.filesystem("s3").clear_instance_cache()
+    point_to_s3(address, monkeypatch)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from dtrain.data.fetch import MAX_RANGE, Fetcher, StoppedError
 from shard_tools.errors import UserError
 from shard_tools.storage import RemoteStorage, open_storage
 
-from ..servers import Fault, Nginx, SpoilingProxy, free_port, needs_nginx, nginx, s3_server
+from ..servers import Fault, Nginx, SpoilingProxy, free_port, needs_nginx, nginx, point_to_s3, s3_server
 
 NAME = "train-000000.tar"
 LARGE = 2 * MAX_RANGE + MAX_RANGE // 2
@@ -223,15 +223,7 @@ def test_fetching_can_be_stopped(folder: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def bucket(content: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with s3_server() as address:
-        for variable, value in {
-            "AWS_ENDPOINT_URL": address,
-            "AWS_ACCESS_KEY_ID": "testing",
-            "AWS_SECRET_ACCESS_KEY": "testing",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            monkeypatch.setenv(variable, value)
-        fs = fsspec.filesystem("s3")
-        fs.clear_instance_cache()
+        point_to_s3(address, monkeypatch)
         fs = fsspec.filesystem("s3")
         fs.mkdir("s3://tuples")
         fs.pipe_file(f"s3://tuples/shards/{NAME}", content)

@@ -11,7 +11,7 @@ from s3fs import S3FileSystem
 
 from dtrain.checkpoint import checkpoint_name
 
-from ..servers import s3_server
+from ..servers import point_to_s3, s3_server
 from .conftest import STEPS, TOTAL_STEPS, Launched, Run
 from .lean import GRACE_SECONDS, Lean, wait_until
 
@@ -22,14 +22,7 @@ PLACE = "runs/one"
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[S3FileSystem, psutil.Process]]:
     """An S3 server with a place for runs, and its process."""
     with s3_server() as address:
-        for name, value in {
-            "AWS_ENDPOINT_URL": address,
-            "AWS_ACCESS_KEY_ID": "testing",
-            "AWS_SECRET_ACCESS_KEY": "testing",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            monkeypatch.setenv(name, value)
-        S3FileSystem.clear_instance_cache()
+        point_to_s3(address, monkeypatch)
         bucket = S3FileSystem()
         bucket.mkdir("runs")
         (server,) = [each for each in psutil.Process().children() if "moto.server" in each.cmdline()]

@@ -10,7 +10,7 @@ from s3fs import S3FileSystem
 
 from dtrain.checkpoint import checkpoint_name
 
-from ..servers import s3_server
+from ..servers import point_to_s3, s3_server
 from .conftest import STEPS, TOTAL_STEPS, Run
 from .lean import Lean, all_gone, curve, trainers
 
@@ -21,11 +21,7 @@ def test_from_machine_to_machine_and_back_through_nothing_but_the_bucket(
     run: Run, undisturbed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with s3_server() as address:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        S3FileSystem.clear_instance_cache()
+        point_to_s3(address, monkeypatch)
         bucket = S3FileSystem()
         bucket.mkdir("runs")
         to_bucket = ("--checkpoint.url", f"s3://{PLACE}")

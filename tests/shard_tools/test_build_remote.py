@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,61 +17,30 @@ from shard_tools.errors import UserError
 from shard_tools.manifest import open_shards
 from shard_tools.samples import read_tuples
 
+from ..servers import point_to_s3, s3_server
 from .packing import content, pack
 
 MakeTree = Callable[..., Path]
 
 BUCKET = "s3://tuples"
-SERVER_SECONDS = 60
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """The address of an S3 server process with an empty bucket; the environment points to it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + SERVER_SECONDS
-        while True:
-            assert process.poll() is None, "the S3 server did not start"
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait(10)
+    """An S3 server in a process of its own; its address."""
+    with s3_server() as address:
+        yield address
 
 
 @pytest.fixture
 def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    point_to(server, monkeypatch)
+    point_to_s3(server, monkeypatch)
     fs = fsspec.filesystem("s3")
     fs.invalidate_cache()
     if fs.exists(BUCKET):
         fs.rm(BUCKET, recursive=True)
     fs.mkdir(BUCKET)
     yield f"{BUCKET}/shards"
-
-
-def point_to(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {
-        "AWS_ENDPOINT_URL": address,
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    fsspec.filesystem("s3").clear_instance_cache()
 
 
 def objects(url: str) -> dict[str, bytes]:
@@ -186,7 +154,7 @@ def test_a_build_killed_in_the_middle_of_an_upload(
 
 
 def test_a_server_that_is_not_there(make_tree: MakeTree, monkeypatch: pytest.MonkeyPatch) -> None:
-    point_to("http://127.0.0.1:1", monkeypatch)
+    point_to_s3("http://127.0.0.1:1", monkeypatch)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(UserError, match=r"s3://tuples/shards/shards\.json: cannot be read: .*check the address"):
         pack(make_tree(), f"{BUCKET}/shards")

@@ -15,14 +15,13 @@ from dtrain.data.dataset import open_dataset
 from dtrain.devices import make_accelerator, on_main_process
 from dtrain.evaluation_files import EvaluationFiles
 from dtrain.evaluation_result import EvaluationResult
-from dtrain.evaluation_sizes import check_judge_at
 from dtrain.evaluation_table import backgrounds_table, figures_table, original_table, samples_table
 from dtrain.evaluator import Evaluator, Observer
 from dtrain.extremes import Extremes
 from dtrain.figures import Figures
 from dtrain.original_metrics import OriginalMetrics
 from dtrain.run_folder import RunFolder
-from dtrain.sizes import check_size
+from dtrain.sizes import check_judge_at, check_size
 from dtrain.ssim import WINDOW
 from dtrain.trained import Trained, load_trained
 from dtrain.vote import Vote

@@ -13,13 +13,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dtrain.evaluation_sizes import check_judge_at
 from dtrain.experiment_set import Experiment, choose, common_size, find_experiments
 from dtrain.report import write_report
 from dtrain.report.charts import comparison_charts
 from dtrain.report.comparison import comparison_markdown, read_runs
 from dtrain.report.words import count, duration
 from dtrain.run_folder import RunFolder
+from dtrain.sizes import check_judge_at
 from dtrain.stop_request import StopRequest
 from dtrain.subordinate import run_command
 from shard_tools.atomic import write_atomically

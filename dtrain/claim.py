@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from dtrain.devices import is_lost_process
 from dtrain.run_folder import RunFolder
@@ -12,16 +11,6 @@ from shard_tools.errors import UserError
 
 class ClaimedRun(RunFolder):
     """The folder of a training. Only the process that has locked it writes of refusals."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._claimed = False
-
-    def lock(self) -> None:
-        """As that of any run folder; once it is locked, this does nothing."""
-        if not self._claimed:
-            super().lock()
-            self._claimed = True
 
     def claim(self) -> None:
         """Lock a run that was begun before; one that was not is locked when it begins."""
@@ -37,7 +26,7 @@ class ClaimedRun(RunFolder):
         try:
             yield
         except Exception as error:
-            if self._claimed and not is_lost_process(error):
+            if self.locked and not is_lost_process(error):
                 with suppress(UserError, OSError):
                     self._refuse(error)
             raise

@@ -65,6 +65,8 @@ class RunFolder:
         self.metrics_lines = Lines(self.metrics)
         self.event_lines = Lines(self.events)
         self._lock: int | None = None
+        self.locked = False
+        """By this process."""
 
     def require(self) -> "RunFolder":
         """Return self; UserError unless this is a run folder."""
@@ -77,12 +79,14 @@ class RunFolder:
         return load_config(self.require().config, overrides)
 
     def lock(self) -> None:
-        """Keep other trainings out until this process ends, however it ends.
+        """Keep other trainings out until this process ends, however it ends; once it does, this does nothing.
 
         Processes of a run that was just killed may hold the lock until their next step, so this waits a while.
         Raises UserError if the folder stays locked or can't be written, or if it holds files of somebody else by the
         names that a run gives to its own, which it would overwrite.
         """
+        if self.locked:
+            return
         lock = self.path / ".lock"
         foreign = [] if lock.exists() else [path.name for path in self._folders + self._files if path.exists()]
         if foreign:
@@ -125,6 +129,7 @@ class RunFolder:
                 time.sleep(0.2)
             except OSError:  # a file system without locks
                 break
+        self.locked = True
         with suppress(OSError):  # it only helps people
             os.ftruncate(self._lock, 0)
             os.pwrite(self._lock, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)

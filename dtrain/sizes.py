@@ -1,4 +1,4 @@
-"""The sides of images that the network takes and is judged at. Imports nothing heavy: a wrong one is refused at once."""
+"""The sides of images that the network takes and is judged at. Imports nothing heavy, to refuse a wrong one at once."""
 
 from shard_tools.errors import UserError
 

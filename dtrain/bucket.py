@@ -6,7 +6,7 @@ they were then, so that a run goes on from there on a machine that has never see
 
 import json
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,9 +29,9 @@ class Bucket:
         """The steps of which there may be a checkpoint, the newest first."""
         return sorted((step_of(name) for name in self._storage.folders() if is_checkpoint(name)), reverse=True)
 
-    def whole_steps(self) -> list[int]:
-        """Those of them whose list of files is there."""
-        return [step for step in self.steps() if self._is_listed(checkpoint_name(step))]
+    def whole(self, steps: Iterable[int]) -> list[int]:
+        """Those of these steps whose checkpoint's list of files is there."""
+        return [step for step in steps if self._is_listed(checkpoint_name(step))]
 
     def upload(self, checkpoint: Path, log: Collection[Path], cancelled: Callable[[], bool]) -> None:
         """Copy a whole local checkpoint, with the files `log`, its list of files last; not if that is there already.
@@ -73,8 +73,9 @@ class Bucket:
         Later ones are damaged: the run went back behind them. Or another copy has begun since: then `cancelled`, which
         is asked before each is removed, says so, and CancelledError is raised.
         """
-        whole = [step for step in self.whole_steps() if step <= newest]
-        for step in set(self.steps()).difference(whole[:keep_last], set(whole).intersection(keep(whole))):
+        there = self.steps()
+        whole = self.whole(step for step in there if step <= newest)
+        for step in set(there).difference(whole[:keep_last], set(whole).intersection(keep(whole))):
             if cancelled():
                 raise CancelledError
             self.remove(step)

@@ -88,7 +88,7 @@ class Copier:
     def _copy_kept(self, folder: Path, keep: Keep, cancelled: threading.Event) -> None:
         """Copy what is kept here for good and was passed over before, for a newer one."""
         here = {step_of(path.name) for path in list_checkpoints(folder)}
-        for step in sorted(here.intersection(keep(here.union(self._bucket.whole_steps())))):
+        for step in sorted(here.intersection(keep(here.union(self._bucket.whole(self._bucket.steps()))))):
             kept = folder / checkpoint_name(step)
             try:
                 self._bucket.upload(kept, self._log, cancelled.is_set)

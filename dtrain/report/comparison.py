@@ -129,16 +129,19 @@ def warnings(runs: Sequence[RunData]) -> list[str]:
     if len(places) > 1:
         each = "; ".join(f"{', '.join(names)}: {place}" for place, names in places.items())
         found.append(f"Not all figures are of the same samples, judged at the same size. {each}.")
-    for run in runs:
-        found += [f"{run.name}: {note}." for note in run.notes if note.startswith("evaluation.json is of")]
     if unfinished := [f"{run.name} ({run.state})" for run in runs if run.state != "done"]:
         found.append(f"Not finished: {', '.join(unfinished)}.")
     return found
 
 
+def notes_of(runs: Sequence[RunData]) -> list[str]:
+    """Return what a reader of each run's figures must know, by the run's name."""
+    return [f"{run.name}: {note}" for run in runs for note in run.notes]
+
+
 def comparison_markdown(runs: Sequence[RunData], metrics: Sequence[str] | None = None) -> str:
     """Return warnings, differing settings, metrics and effort as Markdown, headings of the third level."""
-    parts = [f"> {_escape(warning)}" for warning in warnings(runs)]
+    parts = [f"> {_escape(warning)}" for warning in (*warnings(runs), *notes_of(runs))]
     parts += [_escape(ground)] if (ground := common_ground(runs)) else []
     rows = differences([run.settings for run in runs])
     if rows:

@@ -7,7 +7,7 @@ from markupsafe import Markup
 from dtrain.report.album import Album
 from dtrain.report.chart import line_key
 from dtrain.report.charts import comparison_charts
-from dtrain.report.comparison import common_ground, effort_table, metric_tables, warnings
+from dtrain.report.comparison import common_ground, effort_table, metric_tables, notes_of, warnings
 from dtrain.report.goodput_words import time_parts
 from dtrain.report.run_data import RunData
 from dtrain.report.settings import describe_loss, differences
@@ -24,7 +24,7 @@ def render_comparison(runs: Sequence[RunData], album: Album) -> str:
         "comparison.html",
         runs=runs,
         album=album,
-        notes=[*(f"{run.name}: {note}" for run in runs for note in run.notes), *album.notes],
+        notes=[*notes_of(runs), *album.notes],
         warnings=warnings(runs),
         common_ground=common_ground(runs),
         runs_across=len(runs) <= _RUNS_ACROSS,

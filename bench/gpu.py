@@ -58,9 +58,7 @@ def check_sync_batch_norm(shards: Path, gpus: int) -> Report:
     """Largest relative difference of the loss in any step, one GPU against all, BatchNorm over the global batch."""
     if gpus < 2:
         return {"gpus": gpus, "ok": True, "checked": "no: it takes two GPUs or more"}
-    folder = FOLDER / "gpu-sync"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder = _emptied(FOLDER / "gpu-sync")
     options = ["--sync_batch_norm", "true", "--stages.0.epochs", "1"]
     config = _write_config(folder, shards, steps=40, width=0.25)
     for processes in (1, gpus):
@@ -72,9 +70,7 @@ def check_sync_batch_norm(shards: Path, gpus: int) -> Report:
 
 def check_preemption(shards: Path, processes: int, *, steps: int, width: float) -> Report:
     """Launch, SIGTERM in the second epoch, launch again; the samples of every step against an undisturbed run."""
-    folder = FOLDER / "gpu-runs"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder = _emptied(FOLDER / "gpu-runs")
     config = _write_config(folder, shards, steps=steps, width=width)
     untouched, taken = folder / "untouched", folder / "taken"
     _launch(config, untouched, processes).wait(LAUNCH_TIMEOUT)
@@ -100,9 +96,7 @@ def check_moves(shards: Path, processes: int, *, steps: int, width: float) -> Re
 
     The relative difference is that of the losses of the first epoch, of which a part is done on each.
     """
-    folder = FOLDER / "gpu-moves"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder = _emptied(FOLDER / "gpu-moves")
     config = _write_config(folder, shards, steps=steps, width=width)
     stayed, moved = folder / "stayed", folder / "moved"
     _launch(config, stayed, processes).wait(LAUNCH_TIMEOUT)
@@ -120,6 +114,12 @@ def check_moves(shards: Path, processes: int, *, steps: int, width: float) -> Re
         "relative_difference_of_losses": max(abs(a - b) / abs(a) for a, b in pairs),
         "ok": same and done and len(devices) == 3,
     }
+
+
+def _emptied(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
 
 
 def _stop(launched: "subprocess.Popen[bytes]", run: Path, *, after: int) -> float:

@@ -38,6 +38,10 @@ def _add(commands: Commands, name: str, summary: str, description: str, example:
     return commands.add_parser(name, help=summary, description=description, epilog=example, allow_abbrev=False)
 
 
+def _checkpoint_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--checkpoint", metavar="NAME", help="such as step-00000120, or best (default: the newest)")
+
+
 def _train(commands: Commands) -> None:
     train = _add(
         commands,
@@ -81,7 +85,7 @@ def _evaluate(commands: Commands) -> None:
         "example: dtrain evaluate runs/demo",
     )
     evaluate.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    evaluate.add_argument("--checkpoint", metavar="NAME", help="such as step-00000120, or best (default: the newest)")
+    _checkpoint_option(evaluate)
     evaluate.add_argument("--split", metavar="NAME", help="split of the shards (default: the run's test split)")
     evaluate.add_argument("--size", type=int, metavar="S", help="side of the images (default: as it was trained last)")
     evaluate.add_argument(
@@ -129,7 +133,7 @@ def _predict(commands: Commands) -> None:
     predict.add_argument("--split", metavar="NAME", help="of the shards (default: the run's test split)")
     predict.add_argument("--limit", type=int, metavar="N", help="the first N samples of the split")
     predict.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
-    predict.add_argument("--checkpoint", metavar="NAME", help="such as step-00000120, or best (default: the newest)")
+    _checkpoint_option(predict)
     predict.add_argument(
         "--size",
         metavar="S",
@@ -151,7 +155,7 @@ def _export(commands: Commands) -> None:
     export.add_argument("run", type=Path, metavar="RUN", help="run folder")
     export.add_argument("--format", choices=EXPORT_FORMATS, default="onnx", help="default: %(default)s")
     export.add_argument("--out", type=Path, required=True, metavar="FILE", help="such as network.onnx")
-    export.add_argument("--checkpoint", metavar="NAME", help="such as step-00000120, or best (default: the newest)")
+    _checkpoint_option(export)
 
 
 def _report(commands: Commands) -> None:

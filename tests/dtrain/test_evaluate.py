@@ -37,6 +37,7 @@ from shard_tools.errors import UserError
 from . import numpy_metrics
 from .conftest import Shards, open_loader
 from .test_bad_samples import spoil
+from .trained_runs import trained_state
 
 SIZE = 24
 QUICK = (
@@ -83,7 +84,7 @@ def make_run(config: Config, *, bias: float = 0.0, position: dict[str, Any] | No
     """A run with one checkpoint of `make_network_of`."""
     config.run.mkdir()
     (config.run / "config.yaml").write_text(config.to_yaml())
-    state = position or {"position": {"stage": len(config.stages), "epoch": 0, "step": 0}}
+    state = {"position": position} if position else trained_state(config)
     save_checkpoint(config.run / "checkpoints", 3, Checkpoint(make_network_of(config, bias).state_dict(), {}, state))
     return config.run
 
@@ -340,7 +341,7 @@ def test_it_is_fed_the_size_that_it_was_trained_on_last(
     stage: int, epoch: int, size: int, make_config: Callable[..., Config]
 ) -> None:
     config = make_config(*QUICK, "--stages.0.size", "16", "--stages.1.size", "32")
-    run = make_run(config, position={"position": {"stage": stage, "epoch": epoch, "step": 0}})
+    run = make_run(config, position={"stage": stage, "epoch": epoch, "step": 0})
     evaluate_run(run, worst=0)
     assert read(run / "evaluation.json")["input_size"] == size
 

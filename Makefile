@@ -7,6 +7,11 @@ READY := $(VENV)/.ready
 DEV := $(VENV)/.ready-dev
 PEERS := .venv-bench
 PEERS_READY := $(PEERS)/.ready
+# Each of several test processes has one core, and the files with few long tests, which come first, begin first.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
+
+# Else every process that a test starts would compile our modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help venv demo test lint bench bench-gpu chaos constraints clean
 
@@ -41,8 +46,8 @@ demo: $(READY)
 
 # Launched trainings wait for each other and for imports half of their time, so two at a time fit on two cores.
 test: $(DEV)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile tests/shard_tools tests/dtrain tests/test_docs.py
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/bench tests/end_to_end tests/launch
+	$(PYTEST) --numprocesses auto tests/dtrain tests/shard_tools tests/test_docs.py
+	$(PYTEST) --numprocesses 2 tests/bench tests/end_to_end tests/launch
 
 lint: $(DEV)
 	$(BIN)/ruff format --check .

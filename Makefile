@@ -5,10 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEV := $(VENV)/.ready-dev
+DEPTH := $(VENV)/.ready-depth
 PEERS := .venv-bench
 PEERS_READY := $(PEERS)/.ready
-# Each of several test processes has one core, and the files with few long tests, which come first, begin first.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable
+# pip would do it on one core; some packages hold templates that are no Python.
+COMPILE := -@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib
+# Launched trainings wait for each other a quarter of their time, so one test more than there are cores keeps them busy.
+AT_A_TIME := $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 
 # Else every process that a test starts would compile our modules anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -29,11 +33,18 @@ venv: $(DEV)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(INSTALL) .
+	$(COMPILE)
 	@touch $@
 
 $(DEV): $(READY)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(INSTALL) '.[dev]'
+	$(COMPILE)
+	@touch $@
+
+$(DEPTH): $(DEV)
+	$(INSTALL) '.[depth]'
+	$(COMPILE)
 	@touch $@
 
 $(PEERS_READY): pyproject.toml bench/constraints.txt
@@ -44,10 +55,14 @@ $(PEERS_READY): pyproject.toml bench/constraints.txt
 demo: $(READY)
 	$(BIN)/python -m launch.demo
 
-# Launched trainings wait for each other and for imports half of their time, so two at a time fit on two cores.
+# Long tests come first. Those of `--depth` come last: torchmetrics, and so each evaluation of each training, imports
+# transformers where it is installed.
 test: $(DEV)
-	$(PYTEST) --numprocesses auto tests/dtrain tests/shard_tools tests/test_docs.py
-	$(PYTEST) --numprocesses 2 tests/bench tests/end_to_end tests/launch
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(AT_A_TIME) --dist loadfile --no-loadscope-reorder \
+	    --ignore tests/shard_tools/test_depth_model.py \
+	    tests/end_to_end tests/bench tests/launch tests/dtrain tests/shard_tools tests/test_docs.py
+	$(MAKE) $(DEPTH)
+	$(BIN)/python -m pytest tests/shard_tools/test_depth_model.py
 
 lint: $(DEV)
 	$(BIN)/ruff format --check .
@@ -67,7 +82,7 @@ bench-gpu: $(READY)
 chaos: $(DEV)
 	$(BIN)/python -m bench.chaos --json chaos.json
 
-constraints: $(DEV)
+constraints: $(DEV) $(DEPTH)
 	echo "# The versions that make venv installs, tested together. Made by: make constraints" > constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//; s/+cu[0-9]*//' >> constraints.txt
 

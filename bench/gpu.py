@@ -68,12 +68,20 @@ def check_sync_batch_norm(shards: Path, gpus: int) -> Report:
     return {"gpus": gpus, "steps": len(one), "relative_error": error, "ok": error < 1e-2, "checked": "yes"}
 
 
-def check_preemption(shards: Path, processes: int, *, steps: int, width: float) -> Report:
-    """Launch, SIGTERM in the second epoch, launch again; the samples of every step against an undisturbed run."""
+def check_interruptions(shards: Path, processes: int, *, steps: int, width: float) -> dict[str, Report]:
+    """A run that is preempted, and one that moves, against an undisturbed one of epochs of so many steps."""
     folder = _emptied(FOLDER / "gpu-runs")
     config = _write_config(folder, shards, steps=steps, width=width)
-    untouched, taken = folder / "untouched", folder / "taken"
+    untouched = folder / "untouched"
     _launch(config, untouched, processes).wait(LAUNCH_TIMEOUT)
+    return {
+        "preemption": _preempt(config, folder / "taken", untouched, processes, steps),
+        "moves": _move(config, folder / "moved", untouched, processes, steps),
+    }
+
+
+def _preempt(config: Path, taken: Path, untouched: Path, processes: int, steps: int) -> Report:
+    """Launch, SIGTERM in the second epoch, launch again; the samples of every step, and the bytes in the end."""
     leaving = _stop(_launch(config, taken, processes), taken, after=steps + steps // 2)
     stopped = json.loads((taken / "status.json").read_text())
     again = time.monotonic()
@@ -91,22 +99,18 @@ def check_preemption(shards: Path, processes: int, *, steps: int, width: float) 
     }
 
 
-def check_moves(shards: Path, processes: int, *, steps: int, width: float) -> Report:
-    """A run that goes from the GPU to the CPU and back, a few steps on each; its samples against one that stayed.
+def _move(config: Path, moved: Path, untouched: Path, processes: int, steps: int) -> Report:
+    """From the GPU to the CPU and back, a few steps on each.
 
     The relative difference is that of the losses of the first epoch, of which a part is done on each.
     """
-    folder = _emptied(FOLDER / "gpu-moves")
-    config = _write_config(folder, shards, steps=steps, width=width)
-    stayed, moved = folder / "stayed", folder / "moved"
-    _launch(config, stayed, processes).wait(LAUNCH_TIMEOUT)
     _stop(_launch(config, moved, processes), moved, after=steps // 3)
     _stop(_launch(config, moved, 1, launcher=CPU_LAUNCHER), moved, after=steps // 3)
     _launch(config, moved, processes).wait(LAUNCH_TIMEOUT)
     events = map(json.loads, (moved / "events.jsonl").read_text().splitlines())
     devices = [event["device"] for event in events if event["event"] in ("start", "resume")]
-    pairs = zip(_losses(stayed)[:steps], _losses(moved)[:steps], strict=True)
-    same = _audit(moved) == _audit(stayed)
+    pairs = zip(_losses(untouched)[:steps], _losses(moved)[:steps], strict=True)
+    same = _audit(moved) == _audit(untouched)
     done = json.loads((moved / "status.json").read_text())["state"] == "done"
     return {
         "devices": " → ".join(devices),
@@ -145,7 +149,7 @@ def _write_config(folder: Path, shards: Path, *, steps: int, width: float) -> Pa
                 "model": {"width": width},
                 "deterministic": True,
                 "stages": [{"size": 32, "batch": BATCH, "epochs": 12, "samples": BATCH * steps}],
-                "evaluate": {"samples": 32},
+                "evaluate": {"samples": 32, "every_epochs": 6},
                 "log": {"every_steps": 1, "audit": True},
             }
         )
@@ -250,9 +254,8 @@ def main() -> int:
     result: Report = {"device": name, "torch": torch.__version__}
     result["parity"] = check_parity(device)
     print_rows("Check: same network on CPU", [result["parity"]])
-    result["preemption"] = check_preemption(shards, processes, steps=6 if quick else 40, width=min(width, 0.25))
+    result |= check_interruptions(shards, processes, steps=6 if quick else 40, width=min(width, 0.25))
     print_rows("Check: preempted and resumed through the launcher", [result["preemption"]])
-    result["moves"] = check_moves(shards, processes, steps=6 if quick else 30, width=min(width, 0.25))
     print_rows("Check: from the GPU to the CPU and back", [result["moves"]])
     result["sync_batch_norm"] = check_sync_batch_norm(shards, torch.cuda.device_count())
     print_rows("Check: BatchNorm over the global batch", [result["sync_batch_norm"]])

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .conftest import BIN, ROOT, TEST_SAMPLES, Run
+from .conftest import BIN, ROOT, TEST_SAMPLES, Launched, Run
+from .lean import Lean
 
 
 def dtrain(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -72,16 +73,32 @@ def test_report_is_one_html_file(undisturbed: Run) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--optimiser.name", "adam"], "optimiser: unknown key; did you mean 'optimizer'?"),
         (["--stages.0.batch", "1"], "stages.0.batch: a global batch of 1 can't be cut for 2 processes"),
+        (["--data.manifest", "nowhere"], "nowhere/shards.json: no such file; expected the manifest"),
+    ],
+)
+def test_a_mistake_is_one_message_of_two_processes(
+    run: Run, undisturbed: Run, options: list[str], message: str
+) -> None:
+    check_refused(run, Lean(run.folder, run.shards, undisturbed).launch(*options), message)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--optimiser.name", "adam"], "optimiser: unknown key; did you mean 'optimizer'?"),
         (["--stages.0.batch", "1000"], "stages.0.batch: a global batch of 1000 can't be filled from 120 samples"),
         (["--evaluate.samples", "41"], "evaluate.samples: 41 asked for, but the split holds 40"),
-        (["--data.manifest", "nowhere"], "nowhere/shards.json: no such file; expected the manifest"),
         (["--data.test_split", "validation"], "has no split 'validation'; it has: train, test"),
     ],
 )
-def test_a_mistake_is_one_message_and_no_traceback_of_ours(run: Run, options: list[str], message: str) -> None:
-    launched = run.launch(*options)
+def test_a_mistake_is_one_message_and_no_traceback_of_ours(
+    run: Run, undisturbed: Run, options: list[str], message: str
+) -> None:
+    check_refused(run, Lean(run.folder, run.shards, undisturbed).launch_alone(*options), message)
+
+
+def check_refused(run: Run, launched: Launched, message: str) -> None:
     assert launched.finish() != 0
     assert launched.output.count(message) == 1, launched.output
     assert "dtrain/" not in launched.output.split("Traceback")[0].replace("-m dtrain", "")
@@ -89,7 +106,9 @@ def test_a_mistake_is_one_message_and_no_traceback_of_ours(run: Run, options: li
     assert not (run.folder / "checkpoints").exists()
 
 
-def test_a_changed_configuration_is_refused_and_shown(run: Run, undisturbed: Run) -> None:
-    launched = Run(undisturbed.folder, undisturbed.shards).launch("--optimizer.learning_rate", "0.5", processes=1)
+def test_a_changed_configuration_is_refused_and_shown(undisturbed: Run) -> None:
+    launched = Lean(undisturbed.folder, undisturbed.shards, undisturbed).launch_alone(
+        "--optimizer.learning_rate", "0.5"
+    )
     assert launched.finish() != 0
     assert "optimizer.learning_rate: 0.001 → 0.5" in launched.output

@@ -31,11 +31,11 @@ def spoil(shard: Path, *samples: int) -> list[str]:
 
 
 @pytest.fixture
-def spoiled(tmp_path: Path, shards: Path) -> tuple[Run, list[str]]:
+def spoiled(tmp_path: Path, shards: Path, undisturbed: Run) -> tuple[Lean, list[str]]:
     """A run on shards of which two training samples and one of the test split can't be decoded, and the two."""
     copy = Path(shutil.copytree(shards, tmp_path / "spoiled"))
     spoil(copy / "test-000001.tar", 4)
-    return Run(tmp_path / "run", copy), spoil(copy / "train-000002.tar", 3, 9)
+    return Lean(tmp_path / "run", copy, undisturbed), spoil(copy / "train-000002.tar", 3, 9)
 
 
 def state(run: Run) -> dict[str, object]:
@@ -44,9 +44,9 @@ def state(run: Run) -> dict[str, object]:
     return content
 
 
-def test_a_run_goes_on_without_them_and_says_so(spoiled: tuple[Run, list[str]]) -> None:
+def test_a_run_goes_on_without_them_and_says_so(spoiled: tuple[Lean, list[str]]) -> None:
     run, bad = spoiled
-    untouched = Run(run.folder.with_name("untouched"), run.shards)
+    untouched = Lean(run.folder.with_name("untouched"), run.shards, run.like)
     launched = untouched.launch(*REPLACE).succeed()
     events = untouched.events("bad_sample")
     assert sorted(event["key"] for event in events if event["used"]) == sorted(bad * EPOCHS)
@@ -67,7 +67,7 @@ def test_a_run_goes_on_without_them_and_says_so(spoiled: tuple[Run, list[str]]) 
     assert state(run)["bad_samples"] == 2 * EPOCHS, "steps that are done again count once"
 
 
-def test_too_many_stop_the_run_on_every_process(spoiled: tuple[Run, list[str]]) -> None:
+def test_too_many_stop_the_run_on_every_process(spoiled: tuple[Lean, list[str]]) -> None:
     run, _ = spoiled
     launched = run.launch(*REPLACE, "--data.max_bad_samples", "5")
     assert launched.finish() != 0
@@ -106,7 +106,7 @@ def test_those_of_a_step_that_is_dropped_do_not_count(run: Run, undisturbed: Run
 
 
 def test_a_failure_of_one_process_ends_all_and_leaves_nothing_wrong_behind(
-    spoiled: tuple[Run, list[str]], undisturbed: Run
+    spoiled: tuple[Lean, list[str]], undisturbed: Run
 ) -> None:
     """The step that one process could not take part in is in no checkpoint and in no log."""
     run, _ = spoiled
@@ -126,11 +126,12 @@ def test_after_an_evaluation_that_failed_nothing_is_lost(run: Run, undisturbed: 
     shard = copy / "test-000001.tar"
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
-    launched = run.launch("--data.manifest", str(copy))
+    run = Lean(run.folder, copy, undisturbed)
+    launched = run.launch()
     assert launched.finish() != 0
     assert launched.output.count("test-000001.tar: ") == 1, launched.output
     shard.write_bytes(whole)
-    again = run.launch("--data.manifest", str(copy)).succeed()
+    again = run.launch().succeed()
     assert "resumes from step-00000020" in again.output
     assert run.final() == undisturbed.final()
 

@@ -8,17 +8,18 @@ import pytest
 from shard_tools.index import parse_index
 
 from .conftest import ROOT, Run
+from .lean import Lean
 
 
 @pytest.fixture
-def broken(tmp_path: Path, shards: Path) -> Run:
+def broken(tmp_path: Path, shards: Path, undisturbed: Run) -> Lean:
     """A run on a copy of the shards that a test may damage."""
     copy = tmp_path / "broken"
     shutil.copytree(shards, copy)
-    return Run(tmp_path / "run", copy)
+    return Lean(tmp_path / "run", copy, undisturbed)
 
 
-def test_a_damaged_image_names_shard_and_sample(broken: Run) -> None:
+def test_a_damaged_image_names_shard_and_sample(broken: Lean) -> None:
     shard = broken.shards / "train-000003.tar"
     index = shard.with_suffix(".idx")
     sample = parse_index(index.read_text(), index)[5]
@@ -37,12 +38,12 @@ def test_a_damaged_image_names_shard_and_sample(broken: Run) -> None:
     assert message in status["reason"]
 
 
-def test_a_shard_that_was_cut_at_a_member_is_not_silently_shorter(broken: Run) -> None:
+def test_a_shard_that_was_cut_at_a_member_is_not_silently_shorter(broken: Lean) -> None:
     shard = broken.shards / "train-000001.tar"
     index = shard.with_suffix(".idx")
     half = parse_index(index.read_text(), index)[8].members[0].offset - 512
     shard.write_bytes(shard.read_bytes()[:half])
-    launched = broken.launch(processes=1)
+    launched = broken.launch_alone()
     assert launched.finish() != 0
     assert "train-000001.tar: " in launched.output
     assert f"{half} bytes, but the manifest says" in launched.output

@@ -6,6 +6,7 @@ from pathlib import Path
 import webdataset
 
 from .conftest import BIN, Run
+from .lean import Lean
 
 
 def test_shards_of_webdatasets_writer_train_with_the_same_losses(run: Run, undisturbed: Run, tmp_path: Path) -> None:
@@ -23,6 +24,6 @@ def test_shards_of_webdatasets_writer_train_with_the_same_losses(run: Run, undis
     splits = ["--split", "train=train-*.tar", "--split", "test=test-*.tar"]
     subprocess.run([str(BIN / "shard-tools"), "index", str(folder), *splits, *options], check=True, timeout=120)
 
-    run.train("--data.manifest", str(folder))
+    run = Lean(run.folder, folder, undisturbed).train()
     assert run.consumed() == undisturbed.consumed()
     assert run.final() == undisturbed.final()

@@ -10,6 +10,7 @@ from shard_tools.manifest import read_manifest
 
 from ..servers import needs_nginx, nginx
 from .conftest import EPOCHS, ROOT, Run
+from .lean import Lean
 
 pytestmark = needs_nginx
 
@@ -31,10 +32,11 @@ def bytes_in(folder: Path) -> int:
 
 
 def test_killed_while_streaming_it_ends_with_the_bytes_of_a_run_on_a_disk(
-    run: Run, shards: Path, tmp_path: Path
+    run: Run, undisturbed: Run, shards: Path, tmp_path: Path
 ) -> None:
     """A cache of about two thirds of the shards, two processes, SIGKILL to all, the same command again."""
-    on_disk = Run(tmp_path / "on-disk", shards).train(*FEW_LANES)
+    on_disk = Lean(tmp_path / "on-disk", shards, undisturbed).train(*FEW_LANES)
+    run = Lean(run.folder, shards, undisturbed)
     manifest = read_manifest(shards)
     files = [shard for split in manifest.splits.values() for shard in split.files]
     room = sum(shard.bytes for shard in files) * 2 // 3
@@ -88,10 +90,12 @@ def test_a_shard_with_other_bytes_stops_all_processes_with_one_message(run: Run,
         assert run.status()["state"] == "failed"
 
 
-def test_a_cache_too_small_for_one_batch_says_what_would_do(run: Run, shards: Path, tmp_path: Path) -> None:
+def test_a_cache_too_small_for_one_batch_says_what_would_do(
+    run: Run, undisturbed: Run, shards: Path, tmp_path: Path
+) -> None:
     with nginx(shards, tmp_path / "server") as server:
         options = ("--data.manifest", server.url, "--cache-dir", str(tmp_path / "cache"))
-        launched = run.launch(*options, "--cache-size", "1kB")
+        launched = Lean(run.folder, shards, undisturbed).launch_alone(*options, "--cache-size", "1kB")
         assert launched.finish() != 0
         assert "data.cache_size: 1,000 bytes are too few" in launched.output
         assert "data.max_lanes" in launched.output

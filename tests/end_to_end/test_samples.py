@@ -13,13 +13,14 @@ from shard_tools.manifest import read_manifest
 from shard_tools.storage import LocalStorage
 
 from .conftest import BATCH, EPOCHS, STEPS, TRAIN_SAMPLES, Run
+from .lean import Lean
 
 
 @pytest.mark.parametrize(("processes", "workers"), [(1, 0), (3, 2)])
 def test_steps_have_the_same_samples_for_any_processes_and_threads(
     run: Run, undisturbed: Run, processes: int, workers: int
 ) -> None:
-    run.train("--data.workers", str(workers), processes=processes)
+    run = Lean(run.folder, run.shards, undisturbed).train("--data.workers", str(workers), processes=processes)
     assert run.consumed() == undisturbed.consumed()
     losses = [
         [line["loss"] for line in r.lines("metrics.jsonl") if line["kind"] == "train"] for r in (run, undisturbed)
@@ -42,13 +43,13 @@ def test_every_sample_comes_exactly_once_in_every_epoch(undisturbed: Run) -> Non
 
 
 def test_accumulation_changes_neither_samples_nor_the_number_of_steps(run: Run, undisturbed: Run) -> None:
-    run.train("--max_micro_batch", "2")
+    run = Lean(run.folder, run.shards, undisturbed).train("--max_micro_batch", "2")
     assert run.consumed() == undisturbed.consumed()
     assert run.events("start")[0]["accumulation"] == 3
 
 
 def test_a_batch_that_five_processes_share_unevenly_is_still_the_same_batch(run: Run, undisturbed: Run) -> None:
-    launched = run.launch("--stages.1.epochs", "1", processes=5).succeed()
+    launched = Lean(run.folder, run.shards, undisturbed).launch("--stages.1.epochs", "1", processes=5).succeed()
     assert f"global batch {BATCH} = 5 process(es) × 2 or 3" in launched.output
     ours, theirs = run.consumed(), undisturbed.consumed()
     assert ours == {place: theirs[place] for place in ours}

@@ -72,7 +72,7 @@ class Watched:
         environment = {**os.environ, **proxies, "no_proxy": "", "PYTHONPATH": str(ROOT)}
         with (folder / "stderr").open("w") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "launch.watch", *arguments],
+                ["env", "--default-signal=HUP", sys.executable, "-m", "launch.watch", *arguments],  # nohup ignores it
                 cwd=folder,
                 env=environment,
                 stdout=subprocess.DEVNULL,

@@ -1,6 +1,5 @@
 """`compose --depth hf:MODEL` with tiny models of random weights: depth is what they say, and near is dark."""
 
-import importlib
 import json
 import os
 import shutil
@@ -25,7 +24,7 @@ from shard_tools.errors import UserError
 from shard_tools.recipe import PLACEMENTS
 from shard_tools.tree_pair import place, scale_foreground
 
-transformers: Any = importlib.import_module("transformers")
+transformers: Any = pytest.importorskip("transformers", reason="`make test` brings it for these alone")
 
 SIZE = 32
 MakeModel = Callable[..., Path]

@@ -1,7 +1,6 @@
 """The run: stages of epochs of steps, from wherever it stands. Read `Trainer.train` first."""
 
 import os
-import sys
 import time
 from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import closing, nullcontext, suppress
@@ -34,6 +33,7 @@ from dtrain.devices import (
 from dtrain.evaluator import Evaluation, Evaluator
 from dtrain.journal import Journal, stands_still
 from dtrain.keeper import Keeper
+from dtrain.launch_id import launch_id, was_restarted
 from dtrain.learner import Learner
 from dtrain.losses import Criterion
 from dtrain.plan import RunPlan, StagePlan, plan_run
@@ -67,11 +67,15 @@ def train(
     Raises UserError for what the user can mend.
     """
     request = request or StopRequest()
-    if (fresh or from_stage is not None) and _was_restarted():
-        option = "--fresh" if fresh else "--from-stage"
-        fresh, from_stage = False, None
-        print(f"{option}: the launcher has started this again, so the run goes on", file=sys.stderr, flush=True)
-    opens = partial(open_run, fresh=fresh, overwrite=overwrite, from_stage=from_stage, accept=accept)
+    opens = partial(
+        open_run,
+        fresh=fresh,
+        overwrite=overwrite,
+        from_stage=from_stage,
+        accept=accept,
+        launch=launch_id(),
+        restarted=was_restarted(),
+    )
     run = ClaimedRun(config.run)
     rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     watchdog = Watchdog(rank, world_size, request, config.hang.leave_seconds, partial(stands_still, run, rank))
@@ -161,11 +165,6 @@ def _train(
     else:
         journal.preempted(request.reason or "a signal to another process", trainer.global_step, unsaved)
     accelerator.wait_for_everyone()
-
-
-def _was_restarted() -> bool:
-    """Whether the command is not a new one: the same one is run again, by the launcher or by Slurm."""
-    return any(os.environ.get(name, "0") != "0" for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
 def _open_together(config: Config, vote: Vote) -> Dataset:

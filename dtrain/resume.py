@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -67,6 +68,8 @@ def open_run(
     overwrite: bool = False,
     from_stage: int | None = None,
     accept: Collection[str] = (),
+    launch: str = "",
+    restarted: bool = False,
     bucket: Bucket | None = None,
     on_load: Callable[[Checkpoint], None] = lambda checkpoint: None,
 ) -> Start:
@@ -74,15 +77,23 @@ def open_run(
 
     `digest` is that of the data set; `accept` are keys that may differ from those the run was begun with. `on_load` is
     given the checkpoint that was loaded. With `from_stage` the run goes back to where that stage begins, and may have
-    other stages from there on.
+    other stages from there on. Where the launcher has `restarted` its processes, it goes on if an earlier one of the
+    same `launch` has begun anew or gone back already.
     Raises UserError if the folder is in use, if the run was begun with another configuration or data set, if all of
     its checkpoints are damaged or gone, or if `fresh` would throw a finished run away without `overwrite`.
     """
     run.lock()
-    finished = run.read_status().get("state") == "done" and from_stage is None
+    order = "--fresh" if fresh else f"--from-stage {from_stage}"
+    obeyed = restarted and (fresh or from_stage is not None) and run.has_obeyed(f"{order} of {launch}")
+    if obeyed:
+        print(f"{order}: the launcher has started this again, so the run goes on", file=sys.stderr, flush=True)
+    fresh = fresh and not obeyed
+    back_to = None if obeyed else from_stage
+    finished = run.read_status().get("state") == "done" and back_to is None
     if fresh:
         _forget(run, bucket, finished=finished, overwrite=overwrite)
-    target = _end_before(run, bucket, plan, from_stage) if from_stage is not None else None
+        run.note_obeyed(f"{order} of {launch}")
+    target = _end_before(run, bucket, plan, back_to) if back_to is not None else None
     path, checkpoint, passed_over = _newest(run, bucket, target)
     if target is not None and checkpoint is None:
         reasons = "; ".join(reason for name, reason in passed_over if name == checkpoint_name(target)) or "not whole"
@@ -114,8 +125,9 @@ def open_run(
     finished = finished and not changed and all(name.startswith(".") for name, _ in passed_over)
     repeated = max(_last_logged_step(run.metrics, state["metrics_bytes"]) - state["global_step"], 0)
     seconds = _seconds_since(run.events, state.get("time")) if repeated else 0.0
-    if from_stage is not None:
-        _go_back(run, bucket, from_stage, state["global_step"])
+    if back_to is not None:
+        _go_back(run, bucket, back_to, state["global_step"])
+        run.note_obeyed(f"{order} of {launch}")
     if not finished:
         _write_config(run, config)
         set_aside(run.checkpoints, [name for name, _ in passed_over if name != path.name])
@@ -130,7 +142,7 @@ def open_run(
         repeated_steps=repeated,
         repeated_seconds=seconds,
         changed=tuple(changed),
-        from_stage=from_stage,
+        from_stage=back_to,
         finished=finished,
     )
 

@@ -64,6 +64,7 @@ class RunFolder:
         self._files = (self.config, self.status, self.metrics, self.events, self.trackers, *self._results)
         self.metrics_lines = Lines(self.metrics)
         self.event_lines = Lines(self.events)
+        self._obeyed = path / ".obeyed"
         self._lock: int | None = None
         self.locked = False
         """By this process."""
@@ -168,6 +169,16 @@ class RunFolder:
             "updated": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         write_atomically(self.status, json.dumps(status, indent=1) + "\n")
+
+    def note_obeyed(self, order: str) -> None:
+        """Note that what somebody asked for by `order` is done, and need not be done again."""
+        write_atomically(self._obeyed, order)
+
+    def has_obeyed(self, order: str) -> bool:
+        """Whether `order` is what was obeyed last."""
+        with suppress(FileNotFoundError):
+            return self._obeyed.read_text(errors="replace") == order
+        return False
 
     def add_metrics(self, line: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl."""

@@ -7,14 +7,19 @@ from pathlib import Path
 _IMPORTED = time.monotonic()
 
 
+def started_at(process: int) -> float | None:
+    """When a process was started, in seconds since the machine was, to about 10 ms; None where the system is silent."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def _seconds_before_import() -> float:
     """How long the process had run when this module was imported; 0 where the system does not say."""
-    try:
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        started = int(fields[19]) / os.sysconf("SC_CLK_TCK")
-        return max(time.clock_gettime(time.CLOCK_BOOTTIME) - started, 0.0)
-    except (OSError, ValueError, IndexError, AttributeError):
-        return 0.0
+    started = started_at(os.getpid())
+    return 0.0 if started is None else max(time.clock_gettime(time.CLOCK_BOOTTIME) - started, 0.0)
 
 
 _BEFORE = _seconds_before_import()

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,6 +35,8 @@ def start(
     from_stage: int | None = None,
     accept: tuple[str, ...] = (),
     bucket: Bucket | None = None,
+    launch: str = "",
+    restarted: bool = False,
 ) -> Start:
     """Decide as a process would that ends right after."""
     run = RunFolder(config.run)
@@ -47,6 +50,8 @@ def start(
             from_stage=from_stage,
             accept=accept,
             bucket=bucket,
+            launch=launch,
+            restarted=restarted,
         )
     finally:
         if run._lock is not None:
@@ -237,6 +242,39 @@ def test_going_back_to_a_stage_forgets_what_came_after(
     assert len(finished.metrics.read_text().splitlines()) == 1
     assert finished.read_status()["state"] == "running", "it is not done any more, also if it is killed now"
     assert last != first
+
+
+def test_a_launcher_that_starts_it_again_goes_back_once(
+    finished: RunFolder, make_config: MakeConfig, shards: Shards, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed before it went back it still has to; killed before it saved anything, it still may have other stages."""
+    changed = make_config("--stages.1.batch=2")
+    first, _ = sorted(finished.checkpoints.iterdir())
+    asked: dict[str, Any] = {"from_stage": 1, "launch": "one", "restarted": True}
+    assert start(changed, shards, **asked).from_stage == 1
+    assert not capsys.readouterr().err
+
+    found = start(changed, shards, **asked)
+    assert (found.checkpoint, found.from_stage, found.finished) == (first, None, False)
+    assert "--from-stage 1: the launcher has started this again, so the run goes on\n" in capsys.readouterr().err
+    later = save(changed, shards, Position(1, 0, 1), 11)
+    assert start(changed, shards, **asked).checkpoint == later
+
+    assert start(changed, shards, **asked | {"launch": "another"}).checkpoint == first
+    assert not later.exists()
+
+
+def test_a_launcher_that_starts_it_again_begins_anew_once(
+    finished: RunFolder, make_config: MakeConfig, shards: Shards, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config()
+    asked: dict[str, Any] = {"fresh": True, "overwrite": True, "launch": "one", "restarted": True}
+    assert start(config, shards, **asked).checkpoint is None
+    assert not capsys.readouterr().err
+    saved = save(config, shards, Position(0, 0, 1), 1)
+    assert start(config, shards, **asked).checkpoint == saved
+    assert "--fresh: the launcher has started this again, so the run goes on\n" in capsys.readouterr().err
+    assert start(config, shards, **asked | {"restarted": False}).checkpoint is None
 
 
 @pytest.mark.parametrize("refused", ["--seed=4", "--stages.0.batch=2"])

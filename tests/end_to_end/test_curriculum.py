@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from .conftest import BATCH, ROOT, STEPS, TOTAL_STEPS, Run
-from .lean import Lean, checkpoint_of, curve
+from .lean import Lean, checkpoint_of, curve, trainers, wait_until
 
 SECOND_STAGE = 2 * STEPS
 """The step with which the first one ends."""
@@ -35,8 +35,14 @@ def test_back_to_a_stage_as_it_was_and_changed(run: Run, undisturbed: Run) -> No
     assert (run.folder / "profile/trace-stage-1.json.gz").stat().st_size > 1000
     assert "where a step of stage 1 goes (32×32, 6 samples here)" in again.output
 
-    changed = run.launch("--from-stage", "1", "--stages.1.epochs", "1", "--stages.1.learning_rate", "0.1").succeed()
-    assert "stages.1.learning_rate: None → 0.1" in changed.output
+    other = ("--stages.1.epochs", "1", "--stages.1.learning_rate", "0.1", "--checkpoint.every", "1000 steps")
+    changed = run.launch("--from-stage", "1", *other, max_restarts=1)
+    wait_until(lambda: SECOND_STAGE < run.last_step() < SECOND_STAGE + STEPS, changed)
+    trainers(changed)[1].kill()
+    changed.succeed()
+    assert changed.output.count("stages.1.learning_rate: None → 0.1") == 2, "before and after the launcher began again"
+    assert changed.output.count("--from-stage 1: the launcher has started this again, so the run goes on") == 1
+    assert [event.get("from_stage") for event in run.events("resume")] == [1, 1, None]
     assert (run.status()["state"], run.status()["global_step"]) == ("done", SECOND_STAGE + STEPS)
     kept = SECOND_STAGE + 1
     assert run.lines("metrics.jsonl")[:kept] == undisturbed.lines("metrics.jsonl")[:kept]

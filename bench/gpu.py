@@ -250,7 +250,7 @@ def main() -> int:
     batches = {16: 8, 32: 4} if quick else WRITE_UP_BATCHES
     width, repeats = (0.0625, 1) if quick else (1.0, 10)
     _, shards = tree_and_shards(32 if quick else 256, **({"backgrounds": 4, "foregrounds": 1} if quick else {}))
-    processes = max(torch.cuda.device_count(), 1) if device.type == "cuda" else 2
+    processes = max(torch.cuda.device_count(), 1)
     result: Report = {"device": name, "torch": torch.__version__}
     result["parity"] = check_parity(device)
     print_rows("Check: same network on CPU", [result["parity"]])

@@ -1,5 +1,6 @@
 """A run that goes on with other numbers of processes, again and again: each sample once, in the same steps."""
 
+import json
 import signal
 import subprocess
 from typing import Any
@@ -43,11 +44,11 @@ def test_from_any_number_of_processes_to_any_other(run: Run, undisturbed: Run) -
         [line[name] for name in places] for line in undisturbed.lines("metrics.jsonl")
     ]
     assert run.consumed() == undisturbed.consumed()
-    proved = subprocess.run(
-        [str(BIN / "dtrain"), "audit", str(run.folder)], capture_output=True, text=True, check=True, timeout=120
-    )
+    proved = audit(run)
+    assert proved.returncode == 0, proved.stderr
     assert "with 2, 8, 4, 3, 1 process(es)" in proved.stdout
     assert f"{TOTAL_STEPS} of {TOTAL_STEPS} steps, {TRAIN_SAMPLES * EPOCHS} samples" in proved.stdout
+    assert f"{EPOCHS} of {EPOCHS} epochs whole" in proved.stdout
 
     end = 2 * STEPS
     evaluated = [line for line in lines if line["kind"] == "evaluate" and line["global_step"] > end]
@@ -57,6 +58,21 @@ def test_from_any_number_of_processes_to_any_other(run: Run, undisturbed: Run) -
     assert run.checkpoints() == [f"step-{step:08d}" for step in kept], "of the end of a stage, the best, the newest"
     saved = {event["global_step"] for event in run.events("checkpoint")} - {event["global_step"] for event in resumes}
     assert any(step % STEPS for step in saved), "by the clock, too, not only at the ends of epochs"
+    check_forged_evidence_is_named(run)
+
+
+def check_forged_evidence_is_named(run: Run) -> None:
+    """A sample twice in the last step, instead of another."""
+    evidence = run.folder / "audit" / "rank-0.jsonl"
+    *before, last = evidence.read_text().splitlines()
+    forged = json.loads(last)
+    forged["keys"][0], taken = forged["keys"][1], forged["keys"][0]
+    evidence.write_text("\n".join([*before, json.dumps(forged), ""]))
+    disproved = audit(run)
+    assert disproved.returncode == 1
+    assert f"{evidence}:{len(before) + 1}" in disproved.stderr
+    assert taken in disproved.stderr
+    assert "Traceback" not in disproved.stderr
 
 
 def test_two_shares_give_the_same_losses_wherever_they_are_computed(run: Run, undisturbed: Run) -> None:
@@ -81,6 +97,11 @@ def test_three_shares_give_the_same_losses_but_for_the_order_of_their_sum(run: R
         curves.append([step["loss"] for step in figures(on)[before:]])
     assert len(curves[0]) == STEPS
     assert curves[0] == pytest.approx(curves[1], rel=1e-5)
+
+
+def audit(run: Run) -> "subprocess.CompletedProcess[str]":
+    command = [str(BIN / "dtrain"), "audit", str(run.folder)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
 def figures(run: Run) -> list[dict[str, Any]]:

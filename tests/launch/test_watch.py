@@ -72,7 +72,7 @@ class Watched:
         environment = {**os.environ, **proxies, "no_proxy": "", "PYTHONPATH": str(ROOT)}
         with (folder / "stderr").open("w") as stderr:
             self.process = subprocess.Popen(
-                ["env", "--default-signal=HUP", sys.executable, "-m", "launch.watch", *arguments],  # nohup ignores it
+                [sys.executable, "-m", "launch.watch", *arguments],
                 cwd=folder,
                 env=environment,
                 stdout=subprocess.DEVNULL,

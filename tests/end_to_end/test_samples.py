@@ -16,6 +16,18 @@ from .conftest import BATCH, EPOCHS, STEPS, TRAIN_SAMPLES, Run
 from .lean import Lean
 
 
+@pytest.mark.parametrize(("processes", "workers"), [(1, 0), (3, 2)])
+def test_steps_have_the_same_samples_for_any_processes_and_threads(
+    run: Run, undisturbed: Run, processes: int, workers: int
+) -> None:
+    run = Lean(run.folder, run.shards, undisturbed).train("--data.workers", str(workers), processes=processes)
+    assert run.consumed() == undisturbed.consumed()
+    losses = [
+        [line["loss"] for line in r.lines("metrics.jsonl") if line["kind"] == "train"] for r in (run, undisturbed)
+    ]
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=0.02), "the first step starts from the same weights"
+
+
 def test_every_sample_comes_exactly_once_in_every_epoch(undisturbed: Run) -> None:
     batches = undisturbed.consumed()
     assert len(batches) == STEPS * EPOCHS

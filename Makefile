@@ -8,11 +8,16 @@ DEV := $(VENV)/.ready-dev
 DEPTH := $(VENV)/.ready-depth
 PEERS := .venv-bench
 PEERS_READY := $(PEERS)/.ready
-INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable
-# pip would do it on one core; some packages hold templates that are no Python.
-COMPILE := @$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+
+# pip would compile on one core; some packages hold templates that are no Python.
+define install
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '$(1)'
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+	@touch $@
+endef
+
 # Launched trainings wait for each other a quarter of their time, so one test more than there are cores keeps them busy.
-AT_A_TIME := $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
+AT_A_TIME = $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 
 # Else every process that a test starts would compile our modules anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -33,19 +38,13 @@ venv: $(DEV)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) .
-	$(COMPILE)
-	@touch $@
+	$(call install,.)
 
 $(DEV): $(READY)
-	$(INSTALL) '.[dev]'
-	$(COMPILE)
-	@touch $@
+	$(call install,.[dev])
 
 $(DEPTH): $(DEV)
-	$(INSTALL) '.[depth]'
-	$(COMPILE)
-	@touch $@
+	$(call install,.[depth])
 
 $(PEERS_READY): pyproject.toml bench/constraints.txt
 	$(PYTHON) -m venv $(PEERS)

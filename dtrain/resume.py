@@ -83,16 +83,17 @@ def open_run(
     its checkpoints are damaged or gone, or if `fresh` would throw a finished run away without `overwrite`.
     """
     run.lock()
-    order = "--fresh" if fresh else f"--from-stage {from_stage}"
-    obeyed = restarted and (fresh or from_stage is not None) and run.has_obeyed(f"{order} of {launch}")
+    option = "--fresh" if fresh else f"--from-stage {from_stage}"
+    order = f"{option} of {launch}"
+    obeyed = restarted and run.has_obeyed(order)
     if obeyed:
-        print(f"{order}: the launcher has started this again, so the run goes on", file=sys.stderr, flush=True)
+        print(f"{option}: the launcher has started this again, so the run goes on", file=sys.stderr, flush=True)
     fresh = fresh and not obeyed
     back_to = None if obeyed else from_stage
     finished = run.read_status().get("state") == "done" and back_to is None
     if fresh:
         _forget(run, bucket, finished=finished, overwrite=overwrite)
-        run.note_obeyed(f"{order} of {launch}")
+        run.note_obeyed(order)
     target = _end_before(run, bucket, plan, back_to) if back_to is not None else None
     path, checkpoint, passed_over = _newest(run, bucket, target)
     if target is not None and checkpoint is None:
@@ -127,7 +128,7 @@ def open_run(
     seconds = _seconds_since(run.events, state.get("time")) if repeated else 0.0
     if back_to is not None:
         _go_back(run, bucket, back_to, state["global_step"])
-        run.note_obeyed(f"{order} of {launch}")
+        run.note_obeyed(order)
     if not finished:
         _write_config(run, config)
         set_aside(run.checkpoints, [name for name, _ in passed_over if name != path.name])

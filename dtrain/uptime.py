@@ -1,13 +1,14 @@
-"""Seconds since this process was started, by a clock that nobody sets. Knows nothing of runs."""
+"""When processes were started, and for how long this one runs, by a clock that nobody sets. Knows nothing of runs."""
 
 import os
 import time
 from pathlib import Path
+from typing import Literal
 
 _IMPORTED = time.monotonic()
 
 
-def started_at(process: int) -> float | None:
+def started_at(process: int | Literal["self"]) -> float | None:
     """When a process was started, in seconds since the machine was, to about 10 ms; None where the system is silent."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
@@ -18,7 +19,7 @@ def started_at(process: int) -> float | None:
 
 def _seconds_before_import() -> float:
     """How long the process had run when this module was imported; 0 where the system does not say."""
-    started = started_at(os.getpid())
+    started = started_at("self")
     return 0.0 if started is None else max(time.clock_gettime(time.CLOCK_BOOTTIME) - started, 0.0)
 
 

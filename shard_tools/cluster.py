@@ -1,5 +1,6 @@
 """Run a list of independent tasks on a Dask cluster that somebody else started. Starts and stops nothing there."""
 
+import gc
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -23,17 +24,10 @@ def run_on_dask(function: Callable[[Task], Result], tasks: Iterable[Task], addre
     Raises UserError where there is no cluster, or for WITHOUT_WORKERS_SECONDS no worker.
     """
     try:
-        from distributed import Client, wait
+        from distributed import wait
     except ImportError:
         raise UserError("--dask: needs the package distributed; pip install 'dtrain[cluster]'") from None
-    try:
-        client = Client(address, timeout=CONNECT_SECONDS)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--dask {address}: no Dask scheduler answers there ({error}); expected an address like tcp://host:8786, "
-            "as `dask scheduler` prints it"
-        ) from None
-    with client:
+    with _connect(address) as client:
         remaining = iter(tasks)
         pending: set[Any] = set()
         seen_worker = time.monotonic()
@@ -59,6 +53,20 @@ def run_on_dask(function: Callable[[Task], Result], tasks: Iterable[Task], addre
                 continue
             for future in done:
                 yield _result(future)
+
+
+def _connect(address: str) -> Any:
+    from distributed import Client
+
+    try:
+        return Client(address, timeout=CONNECT_SECONDS)
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    gc.collect()  # ends the client that failed here, not in the next one's new thread, where its lock is never released
+    raise UserError(
+        f"--dask {address}: no Dask scheduler answers there ({reason}); expected an address like tcp://host:8786, "
+        "as `dask scheduler` prints it"
+    )
 
 
 def _result(future: Any) -> Any:

@@ -1,11 +1,13 @@
 """The same shard tasks on a Dask cluster: a real scheduler, two worker processes, one of them killed."""
 
+import gc
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -132,6 +134,25 @@ def test_no_scheduler(make_tree: MakeTree, tmp_path: Path, monkeypatch: pytest.M
     for address in ("tcp://127.0.0.1:1", "nonsense"):
         with pytest.raises(UserError, match=rf"--dask {address}: no Dask scheduler answers there .*tcp://host:8786"):
             build(source, tmp_path / "out", BuildOptions(), partial(run_on_dask, address=address))
+
+
+def test_a_try_after_one_that_failed(make_tree: MakeTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shard_tools.cluster.CONNECT_SECONDS", 1)
+    source = make_tree()
+
+    def collect_at_the_start_of_a_thread(*_: object) -> None:
+        sys.setprofile(None)
+        gc.collect()
+
+    gc.disable()
+    threading.setprofile(collect_at_the_start_of_a_thread)
+    try:
+        for address in ("nonsense", "tcp://127.0.0.1:1"):
+            with pytest.raises(UserError, match="no Dask scheduler answers there"):
+                build(source, tmp_path / "out", BuildOptions(), partial(run_on_dask, address=address))
+    finally:
+        threading.setprofile(None)
+        gc.enable()
 
 
 def test_no_workers(cluster: Cluster, make_tree: MakeTree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

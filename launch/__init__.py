@@ -1,1 +1,4 @@
-"""From one machine to many: launcher configurations, the Slurm script, the demo driver. Imports no other package."""
+"""From one machine to many: launcher configurations, scripts for clusters, what stands before a launcher, the demo.
+
+Imports no other package.
+"""

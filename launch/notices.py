@@ -8,11 +8,13 @@ outage, and asked again: only a notice ends it. `launch.watch` runs it beside a 
 
 import argparse
 import math
-import os
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+from launch.stderr import write_line
 
 if TYPE_CHECKING:
     from launch.clouds import Cloud
@@ -26,6 +28,10 @@ NO_NOTICES = "the command runs on, without notices"
 PATIENCE = 30
 """So many requests in a row may fail before it is said, once the service has answered. Asking which cloud this is is
 repeated after as many intervals."""
+
+
+say = partial(write_line, "launch.watch")
+"""Its lines come from the command that people run."""
 
 
 def options_parser() -> argparse.ArgumentParser:
@@ -64,13 +70,6 @@ def main() -> None:
     )
     options = parser.parse_args()
     print(first_notice(options.cloud, options.metadata, options.every))
-
-
-def say(message: str) -> None:
-    """One line of at most 1,000 characters on stderr, in one write; what can't be written is lost, and nothing else."""
-    line = f"launch.watch: {' '.join(message.split())[:1000]}\n"
-    with suppress(OSError):
-        os.write(2, line.encode(errors="backslashreplace"))
 
 
 def first_notice(name: str, url: str, every: float) -> str:

@@ -6,26 +6,23 @@ runs the command and, beside it, a process that asks the machine's metadata serv
 taken away (`launch.notices`). When it is, the command gets SIGTERM, once. What is said goes to stderr. The exit status
 is that of the command (128 + n after signal n). Nothing that the service does or leaves undone stops the command.
 
-The command gets a process group of its own, so that Ctrl-C and signals to the whole group reach it once, through this
-process, and not twice. Should this process be killed, the kernel sends the command SIGTERM (on Linux).
+Signals to this process reach the command as `launch.child` says.
 """
 
 import argparse
-import ctypes
 import os
 import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
+from launch.child import Child, cannot_start, tied_to_us
+from launch.launcher import Launcher
 from launch.notices import NO_NOTICES, options_parser, say
-
-_STOPPING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
-_PR_SET_PDEATHSIG = 1
 
 
 class Arguments(NamedTuple):
@@ -66,40 +63,17 @@ def parse(words: Sequence[str]) -> Arguments:
     return Arguments(asking, options.pid, command)
 
 
-class Launcher:
-    """A launcher, told to stop once, however often it is said here: a second signal may disturb its leaving."""
-
-    def __init__(self, send: Callable[[int], None]) -> None:
-        """`send` gets the number of a signal."""
-        self._send = send
-        self._told = False
-
-    def stop(self, reason: str) -> None:
-        """Send SIGTERM, unless that was done before."""
-        if self._told:
-            say(f"{reason}: the launcher has been told already")
-            return
-        self._told = True
-        with suppress(ProcessLookupError):
-            self._send(signal.SIGTERM)
-        say(f"{reason}: SIGTERM sent to the launcher")
-
-
 def _watch_command(command: list[str], asking: list[str]) -> int:
-    ignored = {number for number in (signal.SIGINT, *_STOPPING) if signal.getsignal(number) is signal.SIG_IGN}
-    handled = {signal.SIGCHLD, signal.SIGINT, *_STOPPING} - ignored
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, handled)
     try:
-        child = subprocess.Popen(command, process_group=0, preexec_fn=_tied_to_us(signal.SIGTERM, mask))  # noqa: PLW1509
+        child = Child(command)
     except OSError as error:
         say(f"{command[0]} can't be started: {error.strerror}")
-        return 127 if isinstance(error, FileNotFoundError) else 126
-    launcher = Launcher(child.send_signal)
+        return cannot_start(error)
+    launcher = Launcher(child.send_signal, say)
     with _asking(asking) as process:
         notices = process
-        while child.poll() is None:
-            number = signal.sigwait(handled)
+        while child.is_running():
+            number = child.next_signal()
             if number == signal.SIGINT:
                 child.send_signal(number)
             elif number != signal.SIGCHLD:
@@ -107,7 +81,7 @@ def _watch_command(command: list[str], asking: list[str]) -> int:
             elif notices and notices.poll() is not None:
                 _heed(notices, launcher)
                 notices = None
-    return child.returncode if child.returncode >= 0 else 128 - child.returncode
+    return child.exit_status
 
 
 def _watch_process(pid: int, asking: list[str]) -> int:
@@ -126,7 +100,7 @@ def _watch_process(pid: int, asking: list[str]) -> int:
             streams: list[Any] = [process, notices.stdout] if notices else [process]
             ended, _, _ = select.select(streams, [], [])
             if notices and process not in ended:
-                _heed(notices, Launcher(partial(signal.pidfd_send_signal, process)))
+                _heed(notices, Launcher(partial(signal.pidfd_send_signal, process), say))
         select.select([process], [], [])
     except KeyboardInterrupt:
         say(f"process {pid} runs on, without notices")
@@ -144,7 +118,7 @@ def _asking(options: list[str]) -> "Iterator[subprocess.Popen[str] | None]":
             stdout=subprocess.PIPE,
             text=True,
             process_group=0,
-            preexec_fn=_tied_to_us(signal.SIGKILL, ()),  # noqa: PLW1509
+            preexec_fn=tied_to_us(signal.SIGKILL, ()),  # noqa: PLW1509
         )
     except OSError as error:
         say(f"can't ask for notices: {error.strerror}; {NO_NOTICES}")
@@ -164,25 +138,6 @@ def _heed(notices: "subprocess.Popen[str]", launcher: Launcher) -> None:
         launcher.stop(printed.strip())
     else:
         say(f"asking for notices has ended with status {notices.returncode}; {NO_NOTICES}")
-
-
-def _tied_to_us(signal_at_our_end: int, mask: Iterable[int]) -> Callable[[], None]:
-    """What a child does between fork and exec.
-
-    The kernel takes the end of a thread of ours for that of the parent, and tells the child each time that it passes
-    from one to the next. So this process has one thread, and asks for notices in another process.
-    """
-    parent = os.getpid()
-    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
-
-    def prepare() -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if prctl is not None:
-            prctl(_PR_SET_PDEATHSIG, signal_at_our_end)
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal_at_our_end)
-
-    return prepare
 
 
 if __name__ == "__main__":

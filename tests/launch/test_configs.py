@@ -20,6 +20,7 @@ from torch.distributed.run import get_args_parser
 
 from dtrain.arguments import build_parser
 from dtrain.config import load_config
+from launch import outcome, watch
 
 ROOT = Path(__file__).parents[2]
 ROOT_CONFIG = ROOT / "accelerate_config.yaml"
@@ -207,3 +208,22 @@ def test_every_config_and_launcher_is_documented() -> None:
     assert len(documented_commands("accelerate")) >= 5
     assert len(documented_commands("torchrun")) >= 4
     assert len(documented_commands("sbatch")) >= 2
+    assert len(documented_commands("python")) >= 3
+
+
+@pytest.mark.parametrize("arguments", documented_commands("kubectl") + documented_commands("docker"), ids=" ".join)
+def test_documented_file_for_kubernetes(arguments: list[str]) -> None:
+    assert (ROOT / arguments[arguments.index("-f") + 1]).is_file()
+
+
+@pytest.mark.parametrize("arguments", documented_commands("python"), ids=" ".join)
+def test_documented_program_before_the_launcher(arguments: list[str]) -> None:
+    cut = arguments.index("--")
+    assert arguments[0] == "-m"
+    if arguments[1] == "launch.outcome":
+        launcher, _, mistake = outcome.parse(arguments[cut:])
+        assert not mistake
+    else:
+        assert arguments[1] == "launch.watch"
+        launcher = watch.parse(arguments[2:]).command
+    assert launcher[1:] in documented_commands(launcher[0])

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
@@ -72,6 +74,7 @@ class TensorBoard:
         self._tracker.finish()
 
     def _open(self, purge_step: int | None) -> None:
+        _say_nothing_of_its_thread()
         arguments = {"purge_step": purge_step}
         self._tracker = open_alone(self._accelerator, "tensorboard", self._run.tensorboard.name, arguments)
 
@@ -128,3 +131,19 @@ class TensorBoard:
             with self._run.metrics.open(encoding="utf-8") as lines:
                 for line in lines:
                     yield json.loads(line)
+
+
+def _say_nothing_of_its_thread() -> None:
+    """An error that ends the thread in which TensorBoard writes comes up again in the next call, where it is handled.
+
+    Python would print a traceback of it.
+    """
+    report = threading.excepthook
+    if getattr(report, "func", None) is not _report_others:
+        threading.excepthook = partial(_report_others, report)
+
+
+def _report_others(report: Callable[[Any], object], error: Any) -> None:
+    ours = isinstance(error.exc_value, OSError) and type(error.thread).__module__.startswith("tensorboard.")
+    if not ours:
+        report(error)

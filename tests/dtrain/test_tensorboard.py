@@ -1,6 +1,8 @@
 """Curves for TensorBoard: every step of metrics.jsonl once, whatever became of the files that hold them."""
 
 import os
+import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -97,3 +99,24 @@ def test_what_is_there_is_not_made_again(run: RunFolder) -> None:
     assert steps_in(run) == [*range(1, 9)]
     assert {path: path.read_bytes() for path in before} == before
     assert len(files_in(run)) == 2
+
+
+def test_a_folder_that_vanishes_is_no_traceback(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", printed.append)
+    tensorboard = begin(run)
+    train(run, tensorboard, range(1, 3))
+    shutil.rmtree(run.tensorboard)
+    train(run, tensorboard, range(3, 5))
+    tensorboard.mend()
+    train(run, tensorboard, range(5, 7))
+    assert steps_in(run) == [*range(1, 7)]
+    assert printed == []
+
+    def fail() -> None:
+        raise OSError("of somebody else")
+
+    other = threading.Thread(target=fail)
+    other.start()
+    other.join()
+    assert [str(each.exc_value) for each in printed] == ["of somebody else"]

@@ -1,6 +1,7 @@
 """A tiny data set and the means to launch, watch, and take away real trainings."""
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import pytest
 from bench.tiny import BATCH, FIRST_EPOCHS, SECOND_EPOCHS, STEPS, TEST_SAMPLES, TRAIN_SAMPLES, make_shards, write_config
 from bench.training import BIN, ROOT, Training
 from bench.training import Launched as AnyLaunched
+
+from ..made_once import made_once
 
 __all__ = ["BATCH", "BIN", "EPOCHS", "ROOT", "STEPS", "TEST_SAMPLES", "TOTAL_STEPS", "TRAIN_SAMPLES", "Launched", "Run"]
 
@@ -71,8 +74,8 @@ class Run(Training):
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """120 training and 40 test tuples of 32×32 pixels in shards of 16, made by the real commands."""
-    return make_shards(tmp_path_factory.mktemp("data"))
+    """120 training and 40 test tuples of 32×32 pixels in shards of 16, made by the real commands; not to be changed."""
+    return made_once(tmp_path_factory, "data", make_shards) / "shards"
 
 
 @pytest.fixture
@@ -88,7 +91,10 @@ def run(tmp_path: Path, shards: Path) -> Iterator[Run]:
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Run:
     """A run on two processes that nothing happened to."""
-    return Run(tmp_path_factory.mktemp("undisturbed") / "run", shards).train()
+    made = made_once(tmp_path_factory, "undisturbed", lambda folder: Run(folder / "run", shards).train())
+    own = tmp_path_factory.mktemp("own") / "run"
+    shutil.copytree(made / "run", own)
+    return Run(own, shards)
 
 
 def _mentions(process: psutil.Process, text: str) -> bool:

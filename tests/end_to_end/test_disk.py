@@ -14,6 +14,7 @@ from .conftest import ROOT, STEPS, TOTAL_STEPS, Run
 from .lean import Lean, all_gone, curve, trainers, wait_until
 
 TRACEBACK_OF_OURS = f'File "{ROOT / "dtrain"}'
+TRACEBACK_OF_A_THREAD = "Exception in thread"
 NOT_SAVED = "WARNING: no checkpoint of step "
 
 
@@ -42,6 +43,7 @@ def test_gone_then_nearly_full_then_full(disk: Path, run: Run, undisturbed: Run)
     assert f"{run.folder}/" in messages[0]
     assert "the run folder has to stay where it is" in messages[0]
     assert TRACEBACK_OF_OURS not in vanished.output
+    assert TRACEBACK_OF_A_THREAD not in vanished.output
     assert not run.folder.exists()
     away.rename(run.folder)
 
@@ -72,6 +74,7 @@ def test_gone_then_nearly_full_then_full(disk: Path, run: Run, undisturbed: Run)
     assert newest(run) < f"step-{4 * STEPS:08d}"
     ballast.unlink()
     full.succeed()
+    assert TRACEBACK_OF_A_THREAD not in full.output
     assert "lines wait in memory" in full.output
     assert "is written again, without a gap" in full.output
     assert run.events("save_failed")

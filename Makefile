@@ -9,17 +9,16 @@ DEPTH := $(VENV)/.ready-depth
 PEERS := .venv-bench
 PEERS_READY := $(PEERS)/.ready
 
-# pip would compile on one core; some packages hold templates that are no Python.
+# Most modules are never imported; those that are get compiled then.
 define install
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '$(1)'
-	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
 endef
 
 # Launched trainings wait for each other a quarter of their time, so one test more than there are cores keeps them busy.
 AT_A_TIME = $(shell $(PYTHON) -c 'import os; print(os.cpu_count() + 1)')
 
-# Else every process that a test starts would compile our modules anew.
+# Else every process would compile them anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help venv demo test lint bench bench-gpu chaos constraints clean

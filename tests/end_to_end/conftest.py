@@ -20,6 +20,9 @@ __all__ = ["BATCH", "BIN", "EPOCHS", "ROOT", "STEPS", "TEST_SAMPLES", "TOTAL_STE
 
 WATCH_TIMEOUT = 120.0
 
+MAX_LANES = 2
+FEW_LANES = ("--data.max_lanes", str(MAX_LANES))
+
 EPOCHS = FIRST_EPOCHS + SECOND_EPOCHS
 TOTAL_STEPS = STEPS * EPOCHS
 
@@ -91,10 +94,19 @@ def run(tmp_path: Path, shards: Path) -> Iterator[Run]:
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Run:
     """A run on two processes that nothing happened to."""
-    made = made_once(tmp_path_factory, "undisturbed", lambda folder: Run(folder / "run", shards).train())
-    own = tmp_path_factory.mktemp("own") / "run"
-    shutil.copytree(made / "run", own)
-    return Run(own, shards)
+    return _own_copy(tmp_path_factory, "undisturbed", shards)
+
+
+@pytest.fixture(scope="session")
+def of_few_lanes(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Run:
+    """Another one, in which a process goes from shard to shard."""
+    return _own_copy(tmp_path_factory, "of_few_lanes", shards, *FEW_LANES)
+
+
+def _own_copy(factory: pytest.TempPathFactory, name: str, shards: Path, *options: str) -> Run:
+    """A copy for this test process of a run that is made once."""
+    made = made_once(factory, name, lambda folder: Run(folder / "run", shards).train(*options))
+    return Run(Path(shutil.copytree(made / "run", factory.mktemp(name) / "run")), shards)
 
 
 def _mentions(process: psutil.Process, text: str) -> bool:

@@ -12,9 +12,9 @@ import pytest
 from shard_tools.index import parse_index
 
 from ..servers import free_port, needs_nginx, nginx
-from .conftest import BIN, EPOCHS, ROOT, TEST_SAMPLES, TOTAL_STEPS, Launched, Run
+from .conftest import BIN, EPOCHS, FEW_LANES, ROOT, TEST_SAMPLES, TOTAL_STEPS, Launched, Run
 from .lean import GRACE_SECONDS, Lean, checkpoint_of
-from .test_signals import FEW_LANES, last_shard_of_the_second_process
+from .test_signals import last_shard_of_the_second_process
 
 REPLACE = ("--data.on_bad_sample", "replace")
 

@@ -14,8 +14,6 @@ from .lean import Lean
 
 pytestmark = needs_nginx
 
-FEW_LANES = ("--data.max_lanes", "2")
-
 
 def cache_options(folder: Path, size: int) -> tuple[str, ...]:
     return ("--cache-dir", str(folder), "--cache-size", str(size))
@@ -32,17 +30,16 @@ def bytes_in(folder: Path) -> int:
 
 
 def test_killed_while_streaming_it_ends_with_the_bytes_of_a_run_on_a_disk(
-    run: Run, undisturbed: Run, shards: Path, tmp_path: Path
+    run: Run, of_few_lanes: Run, shards: Path, tmp_path: Path
 ) -> None:
     """A cache of about two thirds of the shards, two processes, SIGKILL to all, the same command again."""
-    on_disk = Lean(tmp_path / "on-disk", shards, undisturbed).train(*FEW_LANES)
-    run = Lean(run.folder, shards, undisturbed)
+    run = Lean(run.folder, shards, of_few_lanes)
     manifest = read_manifest(shards)
     files = [shard for split in manifest.splits.values() for shard in split.files]
     room = sum(shard.bytes for shard in files) * 2 // 3
     cache = tmp_path / "cache"
     with nginx(shards, tmp_path / "server") as server:
-        options = ("--data.manifest", server.url, *FEW_LANES, *cache_options(cache, room))
+        options = ("--data.manifest", server.url, *cache_options(cache, room))
         first = run.launch(*options)
         largest = 0
         while run.last_step() < 26:
@@ -59,7 +56,7 @@ def test_killed_while_streaming_it_ends_with_the_bytes_of_a_run_on_a_disk(
         assert 0 < largest <= room
         fetched = Counter(request.name for request in server.requests()[:killed_after] if request.name.endswith(".tar"))
     assert set(fetched) <= {shard.file for shard in files}
-    assert run.final() == on_disk.final()
+    assert run.final() == of_few_lanes.final()
     assert run.events("speed")[-1]["fetched_bytes"] >= 0
 
 

@@ -4,17 +4,13 @@ import signal
 import time
 from pathlib import Path
 
-import pytest
-
 from dtrain.data.order import EpochOrder, rows_of_rank
 from shard_tools.manifest import read_manifest
 
 from ..servers import needs_nginx, nginx
-from .conftest import BATCH, STEPS, TOTAL_STEPS, Launched, Run
+from .conftest import BATCH, MAX_LANES, STEPS, TOTAL_STEPS, Launched, Run
 from .lean import GRACE_SECONDS, Lean, all_gone, checkpoint_of, curve, trainers, wait_until
 
-MAX_LANES = 2
-FEW_LANES = ("--data.max_lanes", str(MAX_LANES))
 FIRST_EVALUATION = 2 * STEPS
 LEAVE_SECONDS = 10
 """So long after a signal processes that were in the middle of steps have saved, and say so, on a busy machine too.
@@ -22,16 +18,9 @@ LEAVE_SECONDS = 10
 A start, and a session's first evaluation, import and begin things, which takes such a machine longer."""
 
 
-@pytest.fixture(scope="module")
-def untouched(tmp_path_factory: pytest.TempPathFactory, undisturbed: Run) -> Run:
-    """A run of few lanes, in which a process goes from shard to shard, that nothing happens to."""
-    folder = tmp_path_factory.mktemp("untouched") / "run"
-    return Lean(folder, undisturbed.shards, undisturbed, FEW_LANES).train()
-
-
 @needs_nginx
-def test_it_loses_nothing(run: Run, untouched: Run, undisturbed: Run, tmp_path: Path) -> None:
-    run = Lean(run.folder, run.shards, undisturbed, FEW_LANES)
+def test_it_loses_nothing(run: Run, of_few_lanes: Run, tmp_path: Path) -> None:
+    run = Lean(run.folder, run.shards, of_few_lanes)
 
     before_the_first_step = run.launch()
     wait_until((run.folder / "config.yaml").exists, before_the_first_step)
@@ -95,9 +84,9 @@ def test_it_loses_nothing(run: Run, untouched: Run, undisturbed: Run, tmp_path: 
     assert len(resumes) == 4
     assert not any(resume["repeated_steps"] for resume in resumes)
     assert len(run.events("evaluate")) == 3
-    assert run.final() == untouched.final()
+    assert run.final() == of_few_lanes.final()
     for name in ("train/loss", "test/mask_iou"):
-        assert curve(run, name) == curve(untouched, name)
+        assert curve(run, name) == curve(of_few_lanes, name)
 
 
 def stopped(run: Run, launched: Launched | None = None, asked: float | None = None) -> str:

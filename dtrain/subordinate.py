@@ -1,9 +1,11 @@
 """A command as a process of its own, which is told to stop when this one is. Knows nothing of what it runs."""
 
+import ctypes
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic
 
@@ -12,6 +14,7 @@ from dtrain.stop_request import SUBORDINATE, StopRequest
 LEAVE_SECONDS = 60.0
 """A training that is told to stop saves and leaves within half of it."""
 POLL_SECONDS = 0.2
+_PR_SET_PDEATHSIG = 1
 
 
 def run_command(
@@ -20,12 +23,18 @@ def run_command(
     """Run a command to its end, or to the one that `request` asks for, and return its exit status.
 
     It has a process group of its own, so that Ctrl-C in a terminal reaches it once, from here and as SIGTERM. If it has
-    not left `leave_seconds` later, its group is killed. `quiet` drops its standard output. Raises OSError if it
-    can't be started.
+    not left `leave_seconds` later, its group is killed. Should this process be killed, the kernel tells it to stop (on
+    Linux; the calling thread has to live as long as this process). `quiet` drops its standard output. Raises OSError if
+    it can't be started.
     """
-    output = subprocess.DEVNULL if quiet else None
-    environment = os.environ | {SUBORDINATE: "1"}
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, process_group=0, env=environment)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL if quiet else None,
+        process_group=0,
+        env=os.environ | {SUBORDINATE: "1"},
+        preexec_fn=_stopped_at_our_end(),  # noqa: PLW1509
+    )
     deadline: float | None = None
     try:
         while deadline is None or monotonic() < deadline:
@@ -39,3 +48,17 @@ def run_command(
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     return process.wait(LEAVE_SECONDS)
+
+
+def _stopped_at_our_end() -> Callable[[], None]:
+    """What the child does between fork and exec."""
+    parent = os.getpid()
+    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+
+    def prepare() -> None:
+        if prctl is not None:
+            prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return prepare

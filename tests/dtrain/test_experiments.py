@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -219,12 +220,41 @@ class TestCommandOfItsOwn:
         assert run_command(command, request_to_stop, leave_seconds=0.3) == -signal.SIGKILL
         assert not psutil.pid_exists(int(pid.read_text())) or self._is_gone(int(pid.read_text()))
 
-    @staticmethod
-    def _signal_when(ready: Path, number: signal.Signals) -> None:
-        deadline = time.monotonic() + 30
-        while not ready.exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
+    def test_it_is_told_to_stop_when_this_one_is_killed(self, tmp_path: Path) -> None:
+        code = (
+            "import signal, sys, time\n"
+            "def stop(number, frame):\n"
+            "    open(sys.argv[1] + '.told', 'w').close()\n"
+            "    sys.exit(0)\n"
+            "signal.signal(signal.SIGTERM, stop)\n"
+            "open(sys.argv[1] + '.ready', 'w').close()\n"
+            "time.sleep(60)\n"
+        )
+        starts_it = (
+            "import sys\n"
+            "from dtrain.stop_request import StopRequest\n"
+            "from dtrain.subordinate import run_command\n"
+            "run_command([sys.executable, '-c', *sys.argv[1:]], StopRequest())\n"
+        )
+        noted = tmp_path / "noted"
+        parent = subprocess.Popen([sys.executable, "-c", starts_it, code, str(noted)])
+        self._wait_for(noted.with_suffix(".ready"))
+        (child,) = psutil.Process(parent.pid).children()
+        parent.kill()
+        parent.wait()
+        self._wait_for(noted.with_suffix(".told"))
+        assert noted.with_suffix(".told").exists()
+        assert self._is_gone(child.pid)
+
+    def _signal_when(self, ready: Path, number: signal.Signals) -> None:
+        self._wait_for(ready)
         os.kill(os.getpid(), number)
+
+    @staticmethod
+    def _wait_for(path: Path) -> None:
+        deadline = time.monotonic() + 30
+        while not path.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
 
     @staticmethod
     def _is_gone(pid: int) -> bool:

@@ -29,7 +29,11 @@ from shard_tools.atomic import atomic_file, sync_directory, write_atomically
 from shard_tools.errors import UserError
 
 DATA = "data.manifest"
-OPTIMIZER = "optimizer.name"
+CONSEQUENCES = {
+    "optimizer.name": "which begins with an empty state",
+    "init_from": "which changes nothing in a run that has begun",
+}
+"""Of changes that are not what they seem to be."""
 FIXED = ("order", "model.")
 """Keys of the identity, or how they begin, that no run can go on without."""
 
@@ -315,8 +319,8 @@ def _accepted_changes(
 ) -> list[str]:
     """Lines that say what differs; UserError if any of it is not accepted. Stages from `from_stage` on may."""
     found = differences(state["identity"], config.identity())
-    if OPTIMIZER in found:
-        found[OPTIMIZER] += ", which begins with an empty state"
+    for key in CONSEQUENCES.keys() & found.keys():
+        found[key] += f", {CONSEQUENCES[key]}"
     if state["manifest"] != digest:
         found[DATA] = f"{DATA}: {config.data.manifest} lists other samples than the run was begun with"
     refused = {

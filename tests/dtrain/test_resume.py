@@ -394,13 +394,19 @@ def test_an_accepted_change_goes_on_and_is_listed(begun: RunFolder, make_config:
     assert begun.load_config() == config
 
 
-def test_another_optimizer_is_said_to_begin_with_an_empty_state(
-    begun: RunFolder, make_config: MakeConfig, shards: Shards
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("optimizer.name=sgd", "optimizer.name: adamw → sgd, which begins with an empty state"),
+        ("init_from=other", "init_from: None → other, which changes nothing in a run that has begun"),
+    ],
+)
+def test_what_a_change_does_or_does_not_is_said(
+    begun: RunFolder, make_config: MakeConfig, shards: Shards, change: str, line: str
 ) -> None:
-    line = "optimizer.name: adamw → sgd, which begins with an empty state"
-    config = make_config("--optimizer.name=sgd")
+    config = make_config(f"--{change}")
     assert f"  {line}\n" in refused(config, shards)
-    assert start(config, shards, accept=("optimizer.name",)).changed == (line,)
+    assert start(config, shards, accept=(change.partition("=")[0],)).changed == (line,)
 
 
 def test_nothing_that_differs_is_listed_where_nothing_differs(

@@ -17,7 +17,7 @@ from dtrain.config import Config
 from dtrain.interval import SaveTimer
 from dtrain.journal import Journal
 from dtrain.run_folder import RunFolder
-from dtrain.saver import Saver
+from dtrain.saver import HASTE_SECONDS, Saver
 from dtrain.uptime import uptime
 from dtrain.vote import Vote
 from shard_tools.errors import UserError
@@ -29,8 +29,6 @@ LAST_COPY_SECONDS = 1800.0
 LAST_RETRY_SECONDS = 10.0
 LEAVE_COPY_SHARE = 0.3
 """Of hang.leave_seconds: so long a run that was told to stop waits for the copy of its last checkpoint."""
-HASTE_SECONDS = 3.0
-"""So long a save that gives way to other work may take once it is waited for; then it is made anew, with priority."""
 
 
 class Keeper:

@@ -14,10 +14,12 @@ from typing import Any
 from torch import Tensor
 
 from dtrain.bucket import Bucket
-from dtrain.checkpoint import CancelledError, Checkpoint, Keep, remove_old, save_checkpoint
+from dtrain.checkpoint import CancelledError, Checkpoint, Keep, list_checkpoints, remove_old, save_checkpoint, step_of
 from dtrain.copier import Copier
 from dtrain.snapshot import Snapshot
 
+HASTE_SECONDS = 3.0
+"""So long a save that gives way to other work may take once it is waited for."""
 LOWEST_PRIORITY = 19
 """Of a thread, by which it gives way to the steps.
 
@@ -56,6 +58,8 @@ class Saver:
         self._sync = sync
         self._snapshots = Snapshot(), Snapshot(), Snapshot()
         self._thread: threading.Thread | None = None
+        self._written: tuple[int, Keep] | None = None
+        self._missed = False
         self._cancelled = threading.Event()
         self._hurried = threading.Event()
         self._ended: SimpleQueue[Saved] = SimpleQueue()
@@ -69,10 +73,10 @@ class Saver:
         """Take a snapshot of it and begin to write that, after the one before; old ones but `keep` are then removed.
 
         `at` is the uptime of the process when steps stood still for it. An urgent one is not slowed down, and takes the
-        place of one that is still being written.
+        place of one that is still being written; but one of another step that is to be kept has HASTE_SECONDS first.
         """
         if urgent:
-            self._cancelled.set()
+            self._give_up_for(global_step)
         self.wait()
         if urgent and self._copier:
             self._copier.cancel()
@@ -80,6 +84,7 @@ class Saver:
         self._hurried.clear()
         for snapshot, tensors in zip(self._snapshots, _tensors_of(checkpoint), strict=True):
             snapshot.take(tensors)
+        self._written = global_step, keep
         self._thread = threading.Thread(
             target=self._write, args=(global_step, at, checkpoint.state, keep, urgent), name="saver", daemon=True
         )
@@ -115,6 +120,16 @@ class Saver:
         if self._copier:
             self._copier.cancel()
 
+    def _give_up_for(self, global_step: int) -> None:
+        """Give up what is being written, but not at once if it is to be kept and nobody will write it again."""
+        if self._written is None or not self.busy:
+            return
+        step, keep = self._written
+        here = {step_of(path.name) for path in list_checkpoints(self._folder)}
+        self._missed = step != global_step and step in keep(here | {step})
+        if not self._missed or not self.wait(HASTE_SECONDS):
+            self._cancelled.set()
+
     def _write(self, global_step: int, at: float, state: dict[str, Any], keep: Keep, urgent: bool) -> None:
         if not urgent:
             with suppress(OSError, AttributeError):  # on Linux, a thread has a priority of its own
@@ -132,7 +147,9 @@ class Saver:
             copied = self._copier.needed if self._copier else set()
             remove_old(self._folder, self._keep_last, lambda steps: copied.union(keep(steps)))
         except CancelledError:
-            return
+            if not self._missed:
+                return
+            error = f"it was not done in {HASTE_SECONDS:g} s when the run was told to stop"
         except Exception as failure:  # whatever it is, nobody may take this one for saved
             error = str(failure) or type(failure).__name__
         self._ended.put(Saved(global_step, at, time.monotonic() - began, path, error, time.thread_time()))

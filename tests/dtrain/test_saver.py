@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dtrain import tensor_file
+from dtrain import saver, tensor_file
 from dtrain.bucket import Bucket
 from dtrain.checkpoint import Checkpoint, load_newest, remove_old, save_checkpoint
 from dtrain.saver import Saved, Saver
@@ -140,6 +140,32 @@ def test_an_urgent_one_takes_the_place_of_one_that_is_being_written(
     training.step(6)
     training.save(6)
     assert training.saved().path, "the next one is not given up"
+
+
+@pytest.mark.parametrize("seconds", [PATIENCE_SECONDS, 0.001])
+def test_one_that_is_to_be_kept_has_time_to_end_before_an_urgent_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """That of the end of a stage, say, where the run can be begun again. It rests for a minute if nobody hurries it."""
+    monkeypatch.setattr(tensor_file, "PIECE_BYTES", 2048)
+    monkeypatch.setattr(saver, "HASTE_SECONDS", seconds)
+    begun = threading.Event()
+    training = Training(tmp_path / "run", keep_last=1, size=2**20, sync=begun.set)
+    training.step(4)
+    training.save(4, keep=(4,))
+    assert begun.wait(PATIENCE_SECONDS)
+    training.step(5)
+    training.save(5, keep=(4,), urgent=True)
+    training.saver.wait()
+    first, second = training.saver.ended()
+    assert (first.global_step, second.global_step) == (4, 5)
+    assert second.path is not None
+    if seconds == PATIENCE_SECONDS:
+        assert names(training.folder) == checkpoints(4, 5)
+    else:
+        assert first.path is None
+        assert "not done in 0.001 s" in first.error
+        assert names(training.folder) == checkpoints(5)
 
 
 def test_an_urgent_one_that_comes_during_the_upload_leaves_the_local_one(tmp_path: Path) -> None:

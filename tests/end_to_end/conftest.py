@@ -16,7 +16,19 @@ from bench.training import Launched as AnyLaunched
 
 from ..made_once import made_once
 
-__all__ = ["BATCH", "BIN", "EPOCHS", "ROOT", "STEPS", "TEST_SAMPLES", "TOTAL_STEPS", "TRAIN_SAMPLES", "Launched", "Run"]
+__all__ = [
+    "BATCH",
+    "BIN",
+    "EPOCHS",
+    "FIRST_EPOCHS",
+    "ROOT",
+    "STEPS",
+    "TEST_SAMPLES",
+    "TOTAL_STEPS",
+    "TRAIN_SAMPLES",
+    "Launched",
+    "Run",
+]
 
 WATCH_TIMEOUT = 120.0
 

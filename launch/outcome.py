@@ -1,6 +1,6 @@
 """One attempt at a run: starts its launcher once, and says by the exit status whether to start it again.
 
-    python -m launch.outcome -- \
+    python -m launch.outcome -- \\
         accelerate launch --config_file accelerate_config.yaml -m dtrain train configs/demo.yaml --run runs/demo
 
 The launcher's own status does not say it: it is 1 after a preemption in which all went well. What came of an attempt is
@@ -15,8 +15,8 @@ in the run folder, which the command has to name with --run.
 | 2, 126, 127 | has a command that can't be started | stops |
 | 130 | was stopped by Ctrl-C | stops |
 
-Signals to this process reach the launcher as `launch.child` says, those that stop as one SIGTERM. Launchers of several
-machines wait for each other after a preemption, minutes for one that is gone: this one is ended after LINGER_SECONDS.
+SIGTERM, SIGHUP and SIGUSR1 to this process reach the launcher as one SIGTERM, Ctrl-C as it is. Launchers of several
+machines wait for each other after a preemption, minutes for one that is gone: this one is ended after a minute.
 """
 
 import json

@@ -1,20 +1,18 @@
 """A command as a process of its own, which is told to stop when this one is. Knows nothing of what it runs."""
 
-import ctypes
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from time import monotonic
 
 from dtrain.stop_request import SUBORDINATE, StopRequest
+from launch.child import tied_to_us
 
 LEAVE_SECONDS = 60.0
 """A training that is told to stop saves and leaves within half of it."""
 POLL_SECONDS = 0.2
-_PR_SET_PDEATHSIG = 1
 
 
 def run_command(
@@ -33,7 +31,7 @@ def run_command(
         stdout=subprocess.DEVNULL if quiet else None,
         process_group=0,
         env=os.environ | {SUBORDINATE: "1"},
-        preexec_fn=_stopped_at_our_end(),  # noqa: PLW1509
+        preexec_fn=tied_to_us(signal.SIGTERM, signal.pthread_sigmask(signal.SIG_BLOCK, ())),  # noqa: PLW1509
     )
     deadline: float | None = None
     try:
@@ -48,17 +46,3 @@ def run_command(
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     return process.wait(LEAVE_SECONDS)
-
-
-def _stopped_at_our_end() -> Callable[[], None]:
-    """What the child does between fork and exec."""
-    parent = os.getpid()
-    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
-
-    def prepare() -> None:
-        if prctl is not None:
-            prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return prepare

@@ -61,7 +61,7 @@ def tied_to_us(signal_at_our_end: int, mask: Iterable[int]) -> Callable[[], None
     """What a child does between fork and exec.
 
     The kernel takes the end of a thread of ours for that of the parent, and tells the child each time that it passes
-    from one to the next. So this process must have one thread only.
+    from one to the next. So the thread that calls this has to live as long as the process, or be its only one.
     """
     parent = os.getpid()
     prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None

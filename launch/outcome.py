@@ -182,10 +182,7 @@ def _wait(child: Child, run: Path, before: Status) -> int | None:
         number = child.next_signal_within(LOOK_EVERY_SECONDS)
         if number is not None and number != signal.SIGCHLD:
             told_by = told_by or number
-            if number == signal.SIGINT:
-                child.send_signal(number)
-            else:
-                launcher.stop(signal.Signals(number).name)
+            launcher.pass_on(number)
         now = read_status(run)
         if now.state != "preempted" or now.written == before.written:
             preempted_at = None

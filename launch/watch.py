@@ -74,10 +74,8 @@ def _watch_command(command: list[str], asking: list[str]) -> int:
         notices = process
         while child.is_running():
             number = child.next_signal()
-            if number == signal.SIGINT:
-                child.send_signal(number)
-            elif number != signal.SIGCHLD:
-                launcher.stop(signal.Signals(number).name)
+            if number != signal.SIGCHLD:
+                launcher.pass_on(number)
             elif notices and notices.poll() is not None:
                 _heed(notices, launcher)
                 notices = None

@@ -70,13 +70,11 @@ def test_the_command_is_understood(name: str) -> None:
     if launcher[0] == "accelerate":
         arguments = launch_command_parser().parse_args(launcher[2:])
         assert (ROOT / arguments.config_file).is_file()
-        words = [arguments.training_script, *arguments.training_script_args]
     else:
-        arguments = get_args_parser().parse_args([*launcher[1:]])
-        words = [arguments.training_script, *arguments.training_script_args]
+        arguments = get_args_parser().parse_args(launcher[1:])
     assert arguments.module
-    assert words[0] == "dtrain"
-    training, overrides = build_parser().parse_known_args(words[1:])
+    assert arguments.training_script == "dtrain"
+    training, overrides = build_parser().parse_known_args(arguments.training_script_args)
     config = load_config(ROOT / training.config, overrides)
     assert str(config.run) == str(run)
     (mount,) = [each["mountPath"] for each in found["volumeMounts"] if each["name"] == "data"]
